@@ -1,0 +1,1 @@
+//! SMTP accounts: argon2id hashes and a cache of verified logins.

@@ -1,0 +1,184 @@
+//! A mailbox address as SMTP carries it (RFC 5321 §4.1.2, RFC 6531).
+
+use std::fmt;
+use std::hash::{Hash, Hasher};
+
+/// A mailbox address: a local part and, nearly always, a domain.
+///
+/// Devices send `MAIL FROM:<printer>`, so the domain may be missing; whoever needs one asks
+/// [`Address::domain`]. The text is kept as the client wrote it. Comparison ignores case in both
+/// parts: RFC 5321 §2.4 lets a host treat local parts as it likes, and Exchange ignores their case.
+#[derive(Clone, Debug)]
+pub struct Address {
+    text: String,
+    /// Where the last `@` stands.
+    at: Option<usize>,
+}
+
+/// Why a text is no address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AddressError {
+    /// Nothing before or after the `@`, or nothing at all.
+    Empty,
+    /// Longer than the 320 octets that a local part (64) and a domain (255) could ever need.
+    TooLong,
+    /// A control character, or a space outside a quoted local part.
+    Character,
+}
+
+impl fmt::Display for AddressError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            AddressError::Empty => "an empty local part or domain",
+            AddressError::TooLong => "an address of more than 320 octets",
+            AddressError::Character => "a space or control character in an address",
+        })
+    }
+}
+
+impl std::error::Error for AddressError {}
+
+impl Address {
+    /// The longest address we keep, in octets.
+    pub const MAX_OCTETS: usize = 320;
+
+    /// Reads an address without angle brackets. Lenient on what a local part may contain (`FAX=+49`,
+    /// quoted strings, UTF-8), strict on what could break a header or a log line.
+    ///
+    /// # Errors
+    /// [`AddressError`] says what is wrong with the text.
+    pub fn parse(text: &str) -> Result<Address, AddressError> {
+        if text.len() > Self::MAX_OCTETS {
+            return Err(AddressError::TooLong);
+        }
+        let quoted = text.starts_with('"');
+        let at = text.rfind('@');
+        let (local, domain) = match at {
+            Some(at) => (&text[..at], Some(&text[at + 1..])),
+            None => (text, None),
+        };
+        if local.is_empty() || domain.is_some_and(str::is_empty) {
+            return Err(AddressError::Empty);
+        }
+        let breaks = |c: char| c.is_control() || matches!(c, '<' | '>' | '\u{2028}' | '\u{2029}');
+        let bad_local = local.chars().any(|c| {
+            if quoted {
+                c.is_control()
+            } else {
+                breaks(c) || c.is_whitespace() || c == ',' || c == ';'
+            }
+        });
+        let bad_domain = domain.is_some_and(|it| {
+            it.chars()
+                .any(|c| breaks(c) || c.is_whitespace() || matches!(c, ',' | ';' | '"'))
+        });
+        if bad_local || bad_domain {
+            return Err(AddressError::Character);
+        }
+        Ok(Address {
+            text: text.to_owned(),
+            at,
+        })
+    }
+
+    /// The address as the client wrote it.
+    pub fn as_str(&self) -> &str {
+        &self.text
+    }
+
+    /// What stands before the last `@`.
+    pub fn local_part(&self) -> &str {
+        self.at.map_or(self.text.as_str(), |at| &self.text[..at])
+    }
+
+    /// What stands after the last `@`; `None` for `<printer>`.
+    pub fn domain(&self) -> Option<&str> {
+        self.at.map(|at| &self.text[at + 1..])
+    }
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+impl PartialEq for Address {
+    fn eq(&self, other: &Self) -> bool {
+        self.text == other.text || self.text.to_lowercase() == other.text.to_lowercase()
+    }
+}
+
+impl Eq for Address {}
+
+impl Hash for Address {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.text.to_lowercase().hash(state);
+    }
+}
+
+impl serde::Serialize for Address {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.text)
+    }
+}
+
+impl<'de> serde::Deserialize<'de> for Address {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        Address::parse(&text).map_err(serde::de::Error::custom)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn takes_what_devices_send() {
+        for (text, local, domain) in [
+            ("a@b.example", "a", Some("b.example")),
+            ("printer", "printer", None),
+            ("FAX=+4912345@sap.example", "FAX=+4912345", Some("sap.example")),
+            ("\"a b\"@c", "\"a b\"", Some("c")),
+            ("\"a@b\"@c", "\"a@b\"", Some("c")),
+            ("a@[10.0.0.1]", "a", Some("[10.0.0.1]")),
+            ("jürgen@müller.example", "jürgen", Some("müller.example")),
+        ] {
+            let address = Address::parse(text).expect(text);
+            assert_eq!(
+                (address.local_part(), address.domain()),
+                (local, domain),
+                "{text}"
+            );
+        }
+    }
+
+    #[test]
+    fn refuses_what_could_break_a_header() {
+        for (text, want) in [
+            ("", AddressError::Empty),
+            ("@b", AddressError::Empty),
+            ("a@", AddressError::Empty),
+            ("a\r\nBcc: x@y", AddressError::Character),
+            ("a\0@b", AddressError::Character),
+            ("a b@c", AddressError::Character),
+            ("a@b c", AddressError::Character),
+            ("a@b>", AddressError::Character),
+            ("a@b,c@d", AddressError::Character),
+        ] {
+            assert_eq!(Address::parse(text).err(), Some(want), "{text:?}");
+        }
+        assert_eq!(
+            Address::parse(&"a".repeat(321)).err(),
+            Some(AddressError::TooLong)
+        );
+    }
+
+    #[test]
+    fn ignores_case() {
+        let parse = |text| Address::parse(text).expect("an address");
+        assert_eq!(parse("Erp@Contoso.COM"), parse("erp@contoso.com"));
+        assert_ne!(parse("erp@contoso.com"), parse("erp@contoso.org"));
+    }
+}

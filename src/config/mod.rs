@@ -1,0 +1,268 @@
+//! The configuration: the file as written (`file.rs`), then as meant (this module).
+//!
+//! Nothing after `Config::load` checks anything again: making a [`Config`] is the only check
+//! there is.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use ipnet::IpNet;
+use secrecy::SecretString;
+
+use crate::envelope::HeaderFrom;
+
+/// Everything the gateway needs, in the types it needs it in.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The file it came from.
+    pub path: PathBuf,
+    /// The Microsoft side.
+    pub tenant: Tenant,
+    /// Where clients connect; never empty.
+    pub listeners: Vec<Listener>,
+    /// Who may send as what, in order; the first match wins.
+    pub senders: Vec<SenderRule>,
+    /// What holds for all listeners.
+    pub smtp: Smtp,
+    /// The accounts file, where any listener has AUTH.
+    pub accounts_file: Option<PathBuf>,
+    /// The durable queue.
+    pub spool: Spool,
+    /// The way out.
+    pub delivery: Delivery,
+    /// The status page and metrics.
+    pub admin: Admin,
+    /// The log.
+    pub log: Log,
+}
+
+/// The tenant, the application in it, and how to reach both.
+#[derive(Clone, Debug)]
+pub struct Tenant {
+    /// The tenant's GUID or a verified domain.
+    pub id: String,
+    /// The application (client) id.
+    pub client_id: String,
+    /// The Entra authority without a trailing slash, e.g. `https://login.microsoftonline.com`.
+    pub authority: String,
+    /// The Graph root without a trailing slash, e.g. `https://graph.microsoft.com`.
+    pub graph: String,
+    /// How the application proves itself.
+    pub credential: Credential,
+    /// The signature of the client assertion.
+    pub assertion: AssertionAlgorithm,
+    /// An HTTP proxy for Entra and Graph; `None` takes the environment's (`HTTPS_PROXY`, `NO_PROXY`).
+    pub proxy: Option<String>,
+    /// More certificate authorities (PEM), for networks that inspect TLS.
+    pub ca_file: Option<PathBuf>,
+}
+
+/// Where the certificate is, and what opens it.
+#[derive(Clone, Debug)]
+pub struct Credential {
+    /// A PFX, or a PEM with the certificate and perhaps the key.
+    pub certificate: PathBuf,
+    /// The key, where the certificate file has none.
+    pub private_key: Option<PathBuf>,
+    /// What opens the PFX or the encrypted key; read from `password_file` where that is given.
+    pub password: Option<SecretString>,
+}
+
+/// How the client assertion is signed. PS256 goes with `x5t#S256`, RS256 with `x5t`; never mixed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum AssertionAlgorithm {
+    /// RSASSA-PSS with SHA-256: what Microsoft documents.
+    #[default]
+    Ps256,
+    /// RSASSA-PKCS1-v1_5 with SHA-256: the older form, still accepted.
+    Rs256,
+}
+
+/// One listening address.
+#[derive(Clone, Debug)]
+pub struct Listener {
+    /// Its name in logs and metrics; the address where none is given.
+    pub name: String,
+    /// Where it listens. Port 0 takes a free one.
+    pub address: SocketAddr,
+    /// Whether and how TLS is spoken.
+    pub tls: TlsMode,
+    /// The certificate; present exactly where `tls` is not [`TlsMode::None`].
+    pub certificate: Option<Credential>,
+    /// Who may connect.
+    pub networks: Vec<IpNet>,
+    /// Whether clients log in.
+    pub auth: Auth,
+    /// Who may send a password without TLS.
+    pub plaintext_auth: Vec<IpNet>,
+}
+
+/// How a listener speaks TLS.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum TlsMode {
+    /// Not at all.
+    #[default]
+    None,
+    /// STARTTLS is offered.
+    StartTls,
+    /// STARTTLS is offered, and nothing is accepted before it.
+    Required,
+    /// TLS from the first octet (RFC 8314).
+    Implicit,
+}
+
+/// Whether clients log in on a listener.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Auth {
+    /// AUTH is not offered.
+    #[default]
+    None,
+    /// AUTH is offered; without it the rules for networks decide.
+    Optional,
+    /// Nothing is accepted before AUTH.
+    Required,
+}
+
+/// One row of the sender table.
+#[derive(Clone, Debug)]
+pub struct SenderRule {
+    /// Its name in the log: the `name` key, or `sender[3]` counted from 1.
+    pub name: String,
+    /// The line of the file it begins on, counted from 1.
+    pub line: usize,
+    /// What the envelope sender must match: any of these.
+    pub addresses: Vec<Pattern>,
+    /// The mailbox that sends (its user principal name).
+    pub mailbox: String,
+    /// Only for clients in these networks; empty means any that may connect.
+    pub networks: Vec<IpNet>,
+    /// Only for these accounts (lower case); empty means with or without login.
+    pub accounts: Vec<String>,
+    /// What becomes of the From field.
+    pub header_from: HeaderFrom,
+    /// Whether Exchange keeps a copy in Sent Items.
+    pub save_to_sent_items: bool,
+}
+
+/// What a sender address is compared with. Case is ignored.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Pattern {
+    /// `erp@contoso.com`, or `printer` for an address without a domain. Lower case.
+    Exact(String),
+    /// `*@contoso.com`: any local part at exactly this domain. Lower case, without the `@`.
+    Domain(String),
+    /// `*`: any address, but not the null reverse-path.
+    Any,
+    /// `<>`: the null reverse-path.
+    Null,
+}
+
+/// What holds for all listeners.
+#[derive(Clone, Debug)]
+pub struct Smtp {
+    /// The name in the greeting and the Received field.
+    pub hostname: String,
+    /// The largest message, in octets of content after dot-unstuffing. Advertised as SIZE.
+    pub max_message_size: u64,
+    /// The most recipients of one message.
+    pub max_recipients: usize,
+    /// The most connections at once, over all listeners.
+    pub max_connections: usize,
+    /// The most connections at once from one address.
+    pub max_connections_per_address: usize,
+    /// The most messages on one connection.
+    pub max_messages_per_connection: usize,
+    /// Unknown or misplaced commands after which we hang up.
+    pub max_errors: usize,
+    /// Failed logins after which we hang up.
+    pub max_auth_failures: usize,
+    /// How long a TLS handshake may take.
+    pub handshake_timeout: Duration,
+    /// How long we wait for a command.
+    pub command_timeout: Duration,
+    /// How long we wait for the next octet of mail data.
+    pub data_timeout: Duration,
+    /// How long the data of one message may take in all.
+    pub message_timeout: Duration,
+    /// How long a connection may last.
+    pub session_timeout: Duration,
+}
+
+/// The durable queue.
+#[derive(Clone, Debug)]
+pub struct Spool {
+    /// Where it lives. Must be on a local file system.
+    pub directory: PathBuf,
+    /// Content of more octets than this goes to a file of its own.
+    pub file_threshold: usize,
+    /// The most octets of content kept; over it clients get 452 4.3.1.
+    pub max_bytes: u64,
+    /// The most messages kept; over it clients get 452 4.3.1.
+    pub max_messages: u64,
+    /// The free space on the file system under which clients get 452 4.3.1.
+    pub min_free_bytes: u64,
+    /// How long the record of a sent message is kept, for "what became of this mail?".
+    pub keep_sent: Duration,
+    /// How long a failed message is kept.
+    pub keep_failed: Duration,
+}
+
+/// The way out.
+#[derive(Clone, Debug)]
+pub struct Delivery {
+    /// Requests in flight for one mailbox. Graph allows 4.
+    pub concurrency_per_mailbox: usize,
+    /// Requests in flight over all mailboxes.
+    pub concurrency: usize,
+    /// Messages a minute for one mailbox. Exchange Online allows 30.
+    pub messages_per_minute: u32,
+    /// How long a message is tried before it fails.
+    pub lifetime: Duration,
+    /// The wait after the first failed attempt; doubled after each further one.
+    pub retry_first: Duration,
+    /// The longest wait between two attempts.
+    pub retry_max: Duration,
+    /// How long one request may take in all.
+    pub request_timeout: Duration,
+    /// How long deliveries under way may go on after SIGTERM.
+    pub drain_timeout: Duration,
+    /// What to do when nobody can know whether Graph sent a message.
+    pub unknown: UnknownPolicy,
+}
+
+/// What to do when nobody can know whether Graph sent a message.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum UnknownPolicy {
+    /// Send again: twice rather than never.
+    #[default]
+    Retry,
+    /// Wait for the operator: never twice.
+    Hold,
+}
+
+/// The status page and metrics.
+#[derive(Clone, Debug)]
+pub struct Admin {
+    /// Where it listens; `None` for nowhere.
+    pub address: Option<SocketAddr>,
+}
+
+/// The log.
+#[derive(Clone, Debug)]
+pub struct Log {
+    /// How a line looks.
+    pub format: LogFormat,
+    /// The least level written: `error`, `warn`, `info` or `debug`.
+    pub level: tracing::Level,
+}
+
+/// How a log line looks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LogFormat {
+    /// `key=value` pairs.
+    #[default]
+    Text,
+    /// One JSON object a line.
+    Json,
+}

@@ -1,0 +1,1 @@
+//! The delivery loop: ask the schedule, attempt, apply the outcome.

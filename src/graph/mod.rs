@@ -1,0 +1,4 @@
+//! Microsoft Graph: its JSON in its names, and the only code that talks to it.
+
+pub mod client;
+pub mod resource;

@@ -1,0 +1,1 @@
+//! Graph's JSON in Graph's names. Pure.

@@ -1,0 +1,30 @@
+//! graphpost: an SMTP-to-REST relay gateway for Microsoft 365.
+//!
+//! The modules stand in the order a message travels; a module uses only what stands below it.
+//! Those marked ○ in `ARCHITECTURE.md` are pure: no I/O, no clock, no task.
+
+pub mod cli;
+// The parts are built and stopped by `app`, the only module that knows all of them.
+pub mod app;
+pub mod admin;
+
+pub mod smtp;
+pub mod policy;
+pub mod accounts;
+
+pub mod delivery;
+pub mod schedule;
+pub mod spool;
+pub mod outcome;
+pub mod convert;
+pub mod graph;
+pub mod identity;
+
+pub mod message;
+pub mod envelope;
+pub mod address;
+pub mod config;
+pub mod event;
+pub mod metrics;
+
+pub mod sandbox;

@@ -1,0 +1,1 @@
+//! What to deliver next, and when. Knows no clock, no disk and no network. ○
