@@ -5,26 +5,27 @@
 
 pub mod cli;
 // The parts are built and stopped by `app`, the only module that knows all of them.
-pub mod admin;
 pub mod app;
+pub mod admin;
 
-pub mod accounts;
-pub mod policy;
 pub mod smtp;
+pub mod policy;
+pub mod accounts;
 
-pub mod convert;
 pub mod delivery;
-pub mod graph;
-pub mod identity;
-pub mod outcome;
 pub mod schedule;
 pub mod spool;
+pub mod bounce;
+pub mod outcome;
+pub mod convert;
+pub mod graph;
+pub mod identity;
 
+pub mod message;
+pub mod envelope;
 pub mod address;
 pub mod config;
-pub mod envelope;
 pub mod event;
-pub mod message;
 pub mod metrics;
 
 pub mod sandbox;
