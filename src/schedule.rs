@@ -10,7 +10,7 @@
 //! - **closed**: until the instant that `Retry-After` names, or that the backoff gives.
 //!
 //! The tenant can be closed as a whole. What was closed reopens for a single message; when that one
-//! gets through ([`Schedule::recovered`]), for the rest.
+//! gets through ([`Way::Clear`]), for the rest.
 //!
 //! Throttling teaches: when Graph refuses the k-th request in flight, the lane goes below k at once
 //! and comes back to k only after long good conduct, longer each time it proves wrong.
@@ -40,7 +40,10 @@ const RETRY_AFTER_MAX: Duration = Duration::from_secs(60 * 60);
 const GROW_AFTER: u32 = 20;
 /// Answers at the full window before it tries again what was refused; doubled at each refusal.
 const PATIENCE_FIRST: u32 = 100;
-const PATIENCE_MAX: u32 = 3_200;
+const PATIENCE_MAX: u32 = 800;
+/// A refusal that closed the lane for some time is not risked again for so many times as long: it
+/// would cost more than a larger window gains.
+const PATIENCE_CLOSED: u32 = 40;
 
 /// A lane without messages is forgotten after this time, with what throttling has taught it.
 const FORGET_AFTER: Duration = Duration::from_secs(60 * 60);
@@ -105,14 +108,17 @@ pub struct Message {
     pub expires: Instant,
 }
 
-/// What the answer to an attempt says about the lane's load.
+/// What the answer to an attempt says about the way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Load {
-    /// Graph, or something before it, took the request, whatever it said.
-    Taken,
-    /// Graph throttled it.
+pub enum Way {
+    /// Graph dealt with the message: the mailbox and the tenant are well, whatever is the matter
+    /// with the message.
+    Clear,
+    /// The request was sent, and no more is known.
+    Unclear,
+    /// Graph throttled the request.
     Throttled,
-    /// It was never sent.
+    /// The request was never sent.
     NotSent,
 }
 
@@ -136,7 +142,7 @@ pub struct Closing {
     pub news: bool,
 }
 
-/// What reopened when a message got through.
+/// What a message that got through has reopened.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Recovered {
     /// What the mailbox was closed for.
@@ -197,6 +203,9 @@ enum Place {
         company: usize,
         /// The lane's lesson when it began.
         lesson: u64,
+        /// How often the lane and the tenant had been closed when it began: a success from before
+        /// the last closing opens nothing.
+        closings: (u64, u64),
     },
 }
 
@@ -212,7 +221,9 @@ struct Gate {
     trouble: Option<Trouble>,
     until: Option<Instant>,
     /// Closings in a row.
-    closings: u32,
+    failures: u32,
+    /// Closings ever.
+    closings: u64,
 }
 
 impl Gate {
@@ -222,10 +233,11 @@ impl Gate {
         let late = self.trouble >= Some(trouble) && self.until.is_some_and(|until| now < until);
         let news = !late && self.trouble != Some(trouble);
         if news {
-            self.closings = 0;
+            self.failures = 0;
         }
         if !late {
             self.trouble = Some(trouble);
+            self.failures += 1;
             self.closings += 1;
         }
         let (first, max) = match trouble {
@@ -235,16 +247,20 @@ impl Gate {
         let wait = match wait {
             Some(wait) => wait.min(RETRY_AFTER_MAX),
             None if late => Duration::ZERO,
-            None => Retry { first, max }.wait(self.closings, random),
+            None => Retry { first, max }.wait(self.failures, random),
         };
         let until = self.until.map_or(now + wait, |it| it.max(now + wait));
         self.until = Some(until);
         Closing { until, news }
     }
 
-    fn open(&mut self) -> Option<Trouble> {
+    /// A request that began after so many closings got through.
+    fn open(&mut self, closings: u64) -> Option<Trouble> {
+        if closings != self.closings {
+            return None;
+        }
         self.until = None;
-        self.closings = 0;
+        self.failures = 0;
         self.trouble.take()
     }
 
@@ -288,6 +304,8 @@ struct Window {
     answers: u32,
     /// Answers wanted before it tries again what was refused.
     patience: u32,
+    /// It does not try before this, either.
+    not_before: Option<Instant>,
     /// Whether it is trying that now.
     trying: bool,
     /// Counts reductions. A refusal of a request from before the last one teaches nothing new.
@@ -301,12 +319,13 @@ impl Window {
             ceiling: limit,
             answers: 0,
             patience: PATIENCE_FIRST,
+            not_before: None,
             trying: false,
             lesson: 0,
         }
     }
 
-    fn taken(&mut self, company: usize, limit: usize) {
+    fn taken(&mut self, company: usize, limit: usize, now: Instant) {
         // Only a request at the full window shows anything about a larger one.
         if company < self.size {
             return;
@@ -316,8 +335,12 @@ impl Window {
             self.trying = false;
             self.patience = PATIENCE_FIRST;
         }
-        let wanted = if self.size < self.ceiling { GROW_AFTER } else { self.patience };
-        if self.size < limit && self.answers >= wanted {
+        let may_grow = if self.size < self.ceiling {
+            self.answers >= GROW_AFTER
+        } else {
+            self.answers >= self.patience && self.not_before.is_none_or(|it| it <= now)
+        };
+        if may_grow && self.size < limit {
             self.trying = self.size == self.ceiling;
             self.size += 1;
             self.ceiling = self.ceiling.max(self.size);
@@ -475,6 +498,7 @@ impl Schedule {
             lane: lane_id,
             company: lane.in_flight,
             lesson: lane.window.lesson,
+            closings: (lane.gate.closings, self.tenant.closings),
         };
         self.messages.insert(id, place);
         self.place(lane_id, now);
@@ -486,31 +510,38 @@ impl Schedule {
 
     /// The answer to an attempt has arrived: the message is out of the schedule. Whoever wants it
     /// tried again adds it again.
-    pub fn answered(&mut self, id: QueueId, load: Load, now: Instant) {
+    pub fn answered(&mut self, id: QueueId, way: Way, now: Instant) -> Recovered {
         let Some(&Place::InFlight {
             lane: lane_id,
             company,
             lesson,
+            closings,
         }) = self.messages.get(&id)
         else {
-            return;
+            return Recovered::default();
         };
         self.messages.remove(&id);
         self.in_flight -= 1;
+        let mut recovered = Recovered::default();
         if let Some(lane) = self.lanes.get_mut(&lane_id) {
             lane.in_flight -= 1;
-            if load != Load::NotSent {
+            if way != Way::NotSent {
                 // Throttled requests count against the limits, too.
                 lane.answers.push_back(now);
             }
             let limit = self.limits.concurrency_per_mailbox;
-            match load {
-                Load::Taken => lane.window.taken(company, limit),
-                Load::Throttled => lane.window.throttled(company, lesson, limit),
-                Load::NotSent => {}
+            match way {
+                Way::Clear => {
+                    lane.window.taken(company, limit, now);
+                    recovered.mailbox = lane.gate.open(closings.0);
+                    recovered.tenant = self.tenant.open(closings.1);
+                }
+                Way::Throttled => lane.window.throttled(company, lesson, limit),
+                Way::Unclear | Way::NotSent => {}
             }
         }
         self.place(lane_id, now);
+        recovered
     }
 
     /// Closes a mailbox for `wait`, or for as long as the backoff says.
@@ -524,7 +555,14 @@ impl Schedule {
     ) -> Closing {
         let lane_id = self.lane(mailbox);
         let closing = match self.lanes.get_mut(&lane_id) {
-            Some(lane) => lane.gate.close(trouble, wait, now, random),
+            Some(lane) => {
+                let closing = lane.gate.close(trouble, wait, now, random);
+                if trouble == Trouble::Throttled {
+                    let cost = closing.until.saturating_duration_since(now);
+                    lane.window.not_before = Some(now + cost * PATIENCE_CLOSED);
+                }
+                closing
+            }
             None => Closing {
                 until: now,
                 news: false,
@@ -543,17 +581,6 @@ impl Schedule {
         random: f64,
     ) -> Closing {
         self.tenant.close(trouble, wait, now, random)
-    }
-
-    /// A message of this mailbox got through: the mailbox and the tenant are well.
-    pub fn recovered(&mut self, mailbox: &str, now: Instant) -> Recovered {
-        let lane_id = self.lane(mailbox);
-        let opened = self.lanes.get_mut(&lane_id).and_then(|lane| lane.gate.open());
-        self.place(lane_id, now);
-        Recovered {
-            mailbox: opened,
-            tenant: self.tenant.open(),
-        }
     }
 
     /// The operator has mended something, or wants to see: what is closed lets one message through
@@ -642,7 +669,7 @@ impl Schedule {
             answers: VecDeque::new(),
             gate: Gate::default(),
             window: Window::new(self.limits.concurrency_per_mailbox),
-            turn: self.turn,
+            turn: 0,
             queue: Queue::None,
         };
         self.lanes.insert(id, lane);

@@ -83,7 +83,7 @@ fn a_burst_to_one_mailbox_does_not_delay_another() {
     schedule.add(message("other", 20_000, t0), t0, t0);
     // All places are taken; the first that is free goes to the other mailbox.
     assert_eq!(schedule.next(t0), Next::Idle);
-    schedule.answered(QueueId(1), Load::Taken, t0);
+    schedule.answered(QueueId(1), Way::Clear, t0);
     assert_eq!(schedule.next(t0), deliver(20_000));
 }
 
@@ -98,12 +98,12 @@ fn never_more_than_so_many_in_any_minute() {
     assert_eq!(schedule.next(t0), deliver(2));
     // Both are in flight: nobody knows yet when their minute begins.
     assert_eq!(schedule.next(t0), Next::Idle);
-    schedule.answered(QueueId(1), Load::Taken, t0 + 5 * SECOND);
+    schedule.answered(QueueId(1), Way::Clear, t0 + 5 * SECOND);
     assert_eq!(
         schedule.next(t0 + 5 * SECOND),
         Next::SleepUntil(t0 + 65 * SECOND)
     );
-    schedule.answered(QueueId(2), Load::Taken, t0 + 6 * SECOND);
+    schedule.answered(QueueId(2), Way::Clear, t0 + 6 * SECOND);
     assert_eq!(
         schedule.next(t0 + 64 * SECOND),
         Next::SleepUntil(t0 + 65 * SECOND)
@@ -117,7 +117,7 @@ fn what_was_never_sent_does_not_count_against_the_minute() {
     let mut schedule = Schedule::new(limits(4, 64, 1));
     schedule.add(message("a", 1, t0), t0, t0);
     assert_eq!(schedule.next(t0), deliver(1));
-    schedule.answered(QueueId(1), Load::NotSent, t0);
+    schedule.answered(QueueId(1), Way::NotSent, t0);
     schedule.add(message("a", 1, t0), t0, t0);
     assert_eq!(schedule.next(t0), deliver(1));
 }
@@ -138,7 +138,7 @@ fn a_closed_tenant_reopens_for_one() {
     assert_eq!(schedule.next(first), Next::Idle);
 
     // The probe fails: it waits twice as long, and this is no news.
-    schedule.answered(QueueId(1), Load::NotSent, first);
+    schedule.answered(QueueId(1), Way::NotSent, first);
     let closing = schedule.close_tenant(Trouble::Hold, None, first, 0.5);
     assert_eq!(
         closing,
@@ -151,12 +151,27 @@ fn a_closed_tenant_reopens_for_one() {
 
     // It gets through: all may go.
     assert_eq!(schedule.next(closing.until), deliver(2));
-    schedule.answered(QueueId(2), Load::Taken, closing.until);
-    let recovered = schedule.recovered("m2", closing.until);
+    let recovered = schedule.answered(QueueId(2), Way::Clear, closing.until);
     assert_eq!(recovered.tenant, Some(Trouble::Hold));
     assert_eq!(recovered.mailbox, None);
     let rest: Vec<Next> = (0..4).map(|_| schedule.next(closing.until)).collect();
-    assert_eq!(rest, [deliver(1), deliver(3), deliver(4), Next::Idle]);
+    assert_eq!(rest, [deliver(3), deliver(4), deliver(1), Next::Idle]);
+}
+
+#[test]
+fn a_success_from_before_does_not_open() {
+    let t0 = Instant::now();
+    let mut schedule = Schedule::new(limits(4, 64, 30));
+    for id in 1..=3 {
+        schedule.add(message("a", id, t0), t0, t0);
+    }
+    assert_eq!(schedule.next(t0), deliver(1));
+    assert_eq!(schedule.next(t0), deliver(2));
+    schedule.answered(QueueId(1), Way::Throttled, t0);
+    schedule.close_mailbox("a", Trouble::Throttled, Some(10 * SECOND), t0, 0.5);
+    let late = schedule.answered(QueueId(2), Way::Clear, t0 + SECOND);
+    assert_eq!(late, Recovered::default());
+    assert_eq!(schedule.next(t0 + SECOND), Next::SleepUntil(t0 + 10 * SECOND));
 }
 
 #[test]
@@ -179,7 +194,7 @@ fn late_answers_do_not_lengthen_the_backoff() {
     // What is graver is news, and lesser things do not hide it.
     assert!(gate.close(Trouble::Hold, None, t0, 0.5).news);
     assert!(!gate.close(Trouble::Throttled, None, t0, 0.5).news);
-    assert_eq!(gate.open(), Some(Trouble::Hold));
+    assert_eq!(gate.open(gate.closings), Some(Trouble::Hold));
 }
 
 #[test]
@@ -225,7 +240,7 @@ fn a_new_due_time_replaces_the_old_one() {
     schedule.add(message("a", 1, t0), t0, t0);
     assert_eq!(schedule.next(t0), Next::Idle);
     assert!(!schedule.remove(QueueId(1), t0));
-    schedule.answered(QueueId(1), Load::Taken, t0);
+    schedule.answered(QueueId(1), Way::Clear, t0);
     assert!(schedule.is_empty());
 }
 
@@ -257,7 +272,7 @@ fn a_lane_long_empty_is_forgotten() {
     let mut schedule = Schedule::new(limits(4, 64, 30));
     schedule.add(message("a", 1, t0), t0, t0);
     assert_eq!(schedule.next(t0), deliver(1));
-    schedule.answered(QueueId(1), Load::Taken, t0);
+    schedule.answered(QueueId(1), Way::Clear, t0);
     assert_eq!(schedule.lanes(t0).len(), 1);
     assert_eq!(schedule.next(t0 + FORGET_AFTER), Next::Idle);
     assert_eq!(schedule.lanes(t0).len(), 0);
@@ -275,7 +290,7 @@ fn large_queues_are_quick() {
     let mut delivered = 0;
     while let Next::Deliver { id, .. } = schedule.next(t0) {
         delivered += 1;
-        schedule.answered(id, Load::Taken, t0);
+        schedule.answered(id, Way::Clear, t0);
     }
     assert_eq!(delivered, 200_000);
 }
@@ -336,11 +351,10 @@ impl Server {
                 if id > 0 {
                     self.working -= 1;
                     self.sent += 1;
-                    schedule.answered(QueueId(id), Load::Taken, now);
-                    schedule.recovered("a", now);
+                    schedule.answered(QueueId(id), Way::Clear, now);
                 } else {
                     self.throttled += 1;
-                    schedule.answered(QueueId(-id), Load::Throttled, now);
+                    schedule.answered(QueueId(-id), Way::Throttled, now);
                     let closing =
                         schedule.close_mailbox("a", Trouble::Throttled, self.retry_after, now, 0.5);
                     schedule.add(message("a", -id, now), closing.until, now);
@@ -362,8 +376,15 @@ fn adapts_to_what_the_server_allows() {
         }
         let mut server = Server::new(4, latency, retry_after);
         let mut now = t0;
+        let mut before = 4;
         for (allowed, minutes) in [(4, 5), (2, 20), (3, 20), (1, 20), (4, 20)] {
             server.allowed = allowed;
+            if allowed > before {
+                // It takes a while to find out that more is allowed: nobody says so.
+                server.run(&mut schedule, now, now + 10 * MINUTE);
+                now += 10 * MINUTE;
+            }
+            before = allowed;
             (server.sent, server.throttled) = (0, 0);
             let end = now + minutes * MINUTE;
             server.run(&mut schedule, now, end);
@@ -390,30 +411,29 @@ enum Step {
     Add { mailbox: u8, due_in: u16 },
     Remove(prop::sample::Index),
     Start,
-    Answer { which: prop::sample::Index, load: Load, again: Option<u16> },
+    Answer { which: prop::sample::Index, way: Way, again: Option<u16> },
     CloseMailbox { mailbox: u8, wait: Option<u16> },
     CloseTenant { wait: Option<u16> },
-    Recovered { mailbox: u8 },
     Pass { seconds: u16 },
     Limits { per_mailbox: u8, all: u8, per_minute: u8 },
 }
 
 fn step() -> impl Strategy<Value = Step> {
-    let load = prop_oneof![
-        4 => Just(Load::Taken),
-        1 => Just(Load::Throttled),
-        1 => Just(Load::NotSent)
+    let way = prop_oneof![
+        4 => Just(Way::Clear),
+        1 => Just(Way::Throttled),
+        1 => Just(Way::NotSent),
+        1 => Just(Way::Unclear)
     ];
     prop_oneof![
         6 => (0..4u8, 0..90u16).prop_map(|(mailbox, due_in)| Step::Add { mailbox, due_in }),
         1 => any::<prop::sample::Index>().prop_map(Step::Remove),
         12 => Just(Step::Start),
-        6 => (any::<prop::sample::Index>(), load, prop::option::of(0..90u16))
-            .prop_map(|(which, load, again)| Step::Answer { which, load, again }),
+        6 => (any::<prop::sample::Index>(), way, prop::option::of(0..90u16))
+            .prop_map(|(which, way, again)| Step::Answer { which, way, again }),
         1 => (0..4u8, prop::option::of(0..200u16))
             .prop_map(|(mailbox, wait)| Step::CloseMailbox { mailbox, wait }),
         1 => prop::option::of(0..200u16).prop_map(|wait| Step::CloseTenant { wait }),
-        2 => (0..4u8).prop_map(|mailbox| Step::Recovered { mailbox }),
         4 => (0..70u16).prop_map(|seconds| Step::Pass { seconds }),
         1 => (1..6u8, 1..9u8, 1..9u8).prop_map(|(per_mailbox, all, per_minute)| Step::Limits {
             per_mailbox,
@@ -485,13 +505,20 @@ proptest! {
                     Next::SleepUntil(instant) => prop_assert!(instant > now),
                     Next::Idle => {}
                 },
-                Step::Answer { which, load, again } => {
+                Step::Answer { which, way, again } => {
                     let ids: Vec<QueueId> = in_flight.keys().copied().collect();
                     if !ids.is_empty() {
                         let id = *which.get(&ids);
                         let mailbox = in_flight.remove(&id).expect("in flight");
-                        schedule.answered(id, load, now);
-                        if load != Load::NotSent {
+                        let recovered = schedule.answered(id, way, now);
+                        if recovered.tenant.is_some() {
+                            closed.remove(&None);
+                        }
+                        if recovered.mailbox.is_some() {
+                            closed.remove(&Some(mailbox));
+                        }
+                        prop_assert!(way == Way::Clear || recovered == Recovered::default());
+                        if way != Way::NotSent {
                             answered.push((mailbox, now));
                         }
                         if let Some(again) = again {
@@ -513,11 +540,6 @@ proptest! {
                     let closing = schedule.close_tenant(Trouble::Outage, wait, now, 0.3);
                     prop_assert!(wait.is_none_or(|wait| closing.until >= now + wait));
                     closed.insert(None, closing.until);
-                }
-                Step::Recovered { mailbox } => {
-                    schedule.recovered(&name(mailbox), now);
-                    closed.remove(&None);
-                    closed.remove(&Some(mailbox));
                 }
                 Step::Pass { seconds } => now += u32::from(seconds) * SECOND,
                 Step::Limits { per_mailbox, all, per_minute } => {
@@ -545,8 +567,7 @@ proptest! {
                 _ => {
                     let (id, mailbox) = in_flight.pop_first().expect("nothing waits for nothing");
                     now += MS;
-                    schedule.answered(id, Load::Taken, now);
-                    schedule.recovered(&name(mailbox), now);
+                    schedule.answered(id, Way::Clear, now);
                 }
             }
         }
