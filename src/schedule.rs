@@ -365,7 +365,11 @@ impl Window {
 impl Lane {
     /// Requests that may be in flight now.
     fn window(&self) -> usize {
-        if self.gate.is_probing() { 1 } else { self.window.size }
+        if self.gate.is_probing() {
+            1
+        } else {
+            self.window.size
+        }
     }
 
     /// When it may start its next message; `None` before something is added or answered.
@@ -477,7 +481,11 @@ impl Schedule {
                 Next::SleepUntil(until)
             };
         }
-        let cap = if self.tenant.is_probing() { 1 } else { self.limits.concurrency };
+        let cap = if self.tenant.is_probing() {
+            1
+        } else {
+            self.limits.concurrency
+        };
         if self.in_flight >= cap {
             return Next::Idle;
         }
@@ -487,9 +495,13 @@ impl Schedule {
                 None => Next::Idle,
             };
         };
-        let Some(lane) = self.lanes.get_mut(&lane_id) else { return Next::Idle };
+        let Some(lane) = self.lanes.get_mut(&lane_id) else {
+            return Next::Idle;
+        };
         lane.queue = Queue::None;
-        let Some(((_, id), message)) = lane.waiting.pop_first() else { return Next::Idle };
+        let Some(((_, id), message)) = lane.waiting.pop_first() else {
+            return Next::Idle;
+        };
         self.turn += 1;
         self.in_flight += 1;
         lane.turn = self.turn;
@@ -678,7 +690,9 @@ impl Schedule {
 
     /// Puts a lane into the set where it belongs now.
     fn place(&mut self, id: LaneId, now: Instant) {
-        let Some(lane) = self.lanes.get_mut(&id) else { return };
+        let Some(lane) = self.lanes.get_mut(&id) else {
+            return;
+        };
         match lane.queue {
             Queue::None => {}
             Queue::Ready(turn) => {

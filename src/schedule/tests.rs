@@ -99,10 +99,7 @@ fn never_more_than_so_many_in_any_minute() {
     // Both are in flight: nobody knows yet when their minute begins.
     assert_eq!(schedule.next(t0), Next::Idle);
     schedule.answered(QueueId(1), Way::Clear, t0 + 5 * SECOND);
-    assert_eq!(
-        schedule.next(t0 + 5 * SECOND),
-        Next::SleepUntil(t0 + 65 * SECOND)
-    );
+    assert_eq!(schedule.next(t0 + 5 * SECOND), Next::SleepUntil(t0 + 65 * SECOND));
     schedule.answered(QueueId(2), Way::Clear, t0 + 6 * SECOND);
     assert_eq!(
         schedule.next(t0 + 64 * SECOND),
@@ -355,8 +352,7 @@ impl Server {
                 } else {
                     self.throttled += 1;
                     schedule.answered(QueueId(-id), Way::Throttled, now);
-                    let closing =
-                        schedule.close_mailbox("a", Trouble::Throttled, self.retry_after, now, 0.5);
+                    let closing = schedule.close_mailbox("a", Trouble::Throttled, self.retry_after, now, 0.5);
                     schedule.add(message("a", -id, now), closing.until, now);
                 }
             }
@@ -408,14 +404,32 @@ fn adapts_to_what_the_server_allows() {
 /// What happens in the world around a schedule.
 #[derive(Clone, Debug)]
 enum Step {
-    Add { mailbox: u8, due_in: u16 },
+    Add {
+        mailbox: u8,
+        due_in: u16,
+    },
     Remove(prop::sample::Index),
     Start,
-    Answer { which: prop::sample::Index, way: Way, again: Option<u16> },
-    CloseMailbox { mailbox: u8, wait: Option<u16> },
-    CloseTenant { wait: Option<u16> },
-    Pass { seconds: u16 },
-    Limits { per_mailbox: u8, all: u8, per_minute: u8 },
+    Answer {
+        which: prop::sample::Index,
+        way: Way,
+        again: Option<u16>,
+    },
+    CloseMailbox {
+        mailbox: u8,
+        wait: Option<u16>,
+    },
+    CloseTenant {
+        wait: Option<u16>,
+    },
+    Pass {
+        seconds: u16,
+    },
+    Limits {
+        per_mailbox: u8,
+        all: u8,
+        per_minute: u8,
+    },
 }
 
 fn step() -> impl Strategy<Value = Step> {
