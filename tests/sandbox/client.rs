@@ -175,7 +175,7 @@ impl Client {
         let url = format!("{}/{TENANT}/oauth2/v2.0/token", self.cloud.authority());
         self.http
             .post(url)
-            .form(&form(&assertion))
+            .send_form(&form(&assertion))
             .send()
             .await
             .unwrap()
@@ -255,4 +255,30 @@ pub async fn verdict(request: reqwest::RequestBuilder) -> (u16, String) {
         .ok()
         .and_then(|it| it["error"]["code"].as_str().map(str::to_owned));
     (status, code.unwrap_or_default())
+}
+
+/// A form by RFC 3986 escapes, every octet that is not unreserved.
+pub trait FormExt {
+    fn send_form(self, form: &[(&str, &str)]) -> reqwest::RequestBuilder;
+}
+
+impl FormExt for reqwest::RequestBuilder {
+    fn send_form(self, form: &[(&str, &str)]) -> reqwest::RequestBuilder {
+        let escape = |text: &str| -> String {
+            text.bytes()
+                .map(|byte| match byte {
+                    b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' => {
+                        (byte as char).to_string()
+                    }
+                    _ => format!("%{byte:02X}"),
+                })
+                .collect()
+        };
+        let body: Vec<String> = form
+            .iter()
+            .map(|(name, value)| format!("{}={}", escape(name), escape(value)))
+            .collect();
+        self.header("content-type", "application/x-www-form-urlencoded")
+            .body(body.join("&"))
+    }
 }

@@ -7,7 +7,7 @@ use crate::client::*;
 
 async fn post(cloud: &Cloud, tenant: &str, form: &[(&str, &str)]) -> (u16, Value) {
     let url = format!("{}/{tenant}/oauth2/v2.0/token", cloud.authority());
-    let answer = http().post(url).form(form).send().await.unwrap();
+    let answer = http().post(url).send_form(&form).send().await.unwrap();
     (answer.status().as_u16(), answer.json().await.unwrap())
 }
 
@@ -383,7 +383,7 @@ async fn answers_have_their_headers_and_errors_their_seven_fields() {
             .post(&url)
             .header("client-request-id", id)
             .header("return-client-request-id", "true")
-            .form(&form)
+            .send_form(&form)
             .send()
             .await
             .unwrap();
@@ -451,9 +451,10 @@ async fn the_knobs() {
     // A certificate that comes along is registered on first sight, if the tenant wants that.
     let mut header = STRANGER.ps256_header();
     header["x5c"] = json!([STANDARD.encode(STRANGER.der())]);
+    let cloud = &client.cloud;
     let ask = || {
-        let assertion = STRANGER.sign(&header, &claims(&client.cloud));
-        async move { post(&client.cloud, TENANT, &crate::client::form(&assertion)).await }
+        let assertion = STRANGER.sign(&header, &claims(cloud));
+        async move { post(cloud, TENANT, &crate::client::form(&assertion)).await }
     };
     assert_eq!(refusal(&ask().await).2, 700_027);
     client
