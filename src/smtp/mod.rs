@@ -1,1 +1,11 @@
-//! The SMTP server (RFC 5321): listener, connection, and the pure dialogue.
+//! The SMTP side: listeners, connections, and the dialogue on them (RFC 5321).
+//!
+//! What decides is pure and stands in its own files: [`command`] reads a line, [`auth`] runs the
+//! SASL exchanges, [`data`] finds the end of mail data, [`session`] holds the dialogue, [`reply`]
+//! has every answer.
+
+pub mod auth;
+pub mod command;
+pub mod data;
+pub mod reply;
+pub mod session;
