@@ -4,10 +4,258 @@
 //! The functions write `tracing` events with the target `graphpost`; the shell that formats them as
 //! text or JSON is set up by [`init`].
 
-use crate::config;
+mod shell;
 
-/// Starts the log on standard error. Called once, by `main`'s commands that run a server.
-pub fn init(log: &config::Log) {
-    let _ = log;
-    todo!()
+use std::fmt::Display;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::time::Duration;
+
+use tracing::{error, info, warn};
+
+pub use shell::{flush, init, set_level};
+
+/// An address accepts connections now.
+pub fn listening(listener: &str, address: SocketAddr, tls: &str, auth: &str) {
+    info!(target: "graphpost", listener, %address, tls, auth, "listening");
+}
+
+/// All parts run.
+pub fn ready(version: &str, started_in: Duration) {
+    info!(target: "graphpost", version, took = started_in.as_secs_f64(), "ready");
+}
+
+/// What opening the queue found, where it found anything.
+pub fn recovery(queued: u64, interrupted: u64, orphans: u64) {
+    info!(target: "graphpost", queued, interrupted, orphans, "queue opened");
+}
+
+/// Something in the queue's directory could not be understood and was set aside.
+pub fn set_aside(path: &Path) {
+    warn!(target: "graphpost", path = %path.display(), "set aside a file of the queue that cannot be understood");
+}
+
+/// The queue cannot be written; the process ends.
+pub fn spool_broken(why: &str) {
+    error!(target: "graphpost", why, "the queue is broken; stopping, because what cannot be stored must not be accepted");
+}
+
+/// An attempt to deliver a message, as the log shows it.
+pub struct Attempt<'a> {
+    /// The queue id.
+    pub id: &'a dyn Display,
+    /// The mailbox that sends.
+    pub mailbox: &'a str,
+    /// The envelope sender.
+    pub from: &'a dyn Display,
+    /// How many recipients.
+    pub recipients: usize,
+    /// Octets of content.
+    pub size: u64,
+    /// Attempts so far, with this one.
+    pub attempts: u32,
+    /// The HTTP status, where there was an answer.
+    pub code: Option<u16>,
+    /// Graph's `request-id`.
+    pub request_id: Option<&'a str>,
+    /// From acceptance until the attempt began.
+    pub queued: Duration,
+    /// From there until the request was made: reading, converting, waiting for memory.
+    pub prepared: Duration,
+    /// From there until the answer.
+    pub answered: Duration,
+}
+
+impl Attempt<'_> {
+    /// `queue/convert/graph`, in seconds, as Postfix writes its own four.
+    fn delays(&self) -> String {
+        let seconds = |it: Duration| (it.as_secs_f64() * 1000.0).round() / 1000.0;
+        format!(
+            "{}/{}/{}",
+            seconds(self.queued),
+            seconds(self.prepared),
+            seconds(self.answered)
+        )
+    }
+}
+
+/// Graph has taken a message.
+pub fn sent(attempt: &Attempt<'_>) {
+    info!(
+        target: "graphpost",
+        id = %attempt.id,
+        mailbox = attempt.mailbox,
+        from = format_args!("<{}>", attempt.from),
+        nrcpt = attempt.recipients,
+        size = attempt.size,
+        attempts = attempt.attempts,
+        delay = (attempt.queued + attempt.prepared + attempt.answered).as_secs_f64(),
+        delays = attempt.delays(),
+        code = attempt.code,
+        request_id = attempt.request_id,
+        "sent"
+    );
+}
+
+/// A message is tried again later.
+pub fn deferred(attempt: &Attempt<'_>, reason: &str, retry_in: Duration) {
+    info!(
+        target: "graphpost",
+        id = %attempt.id,
+        mailbox = attempt.mailbox,
+        attempts = attempt.attempts,
+        delays = attempt.delays(),
+        code = attempt.code,
+        reason,
+        retry_in = retry_in.as_secs_f64(),
+        request_id = attempt.request_id,
+        "deferred"
+    );
+}
+
+/// A message waits for the operator, and is tried slowly meanwhile.
+pub fn held(attempt: &Attempt<'_>, reason: &str, retry_in: Duration) {
+    warn!(
+        target: "graphpost",
+        id = %attempt.id,
+        mailbox = attempt.mailbox,
+        attempts = attempt.attempts,
+        code = attempt.code,
+        reason,
+        retry_in = retry_in.as_secs_f64(),
+        request_id = attempt.request_id,
+        "held"
+    );
+}
+
+/// Nobody can know whether a message was sent. `retry_in` is none where it waits for the operator.
+pub fn unknown(attempt: &Attempt<'_>, reason: &str, retry_in: Option<Duration>) {
+    warn!(
+        target: "graphpost",
+        id = %attempt.id,
+        mailbox = attempt.mailbox,
+        attempts = attempt.attempts,
+        delays = attempt.delays(),
+        code = attempt.code,
+        reason,
+        retry_in = retry_in.map(|it| it.as_secs_f64()),
+        request_id = attempt.request_id,
+        "unknown"
+    );
+}
+
+/// A message is given up.
+pub fn failed(attempt: &Attempt<'_>, reason: &str, enhanced: &str) {
+    warn!(
+        target: "graphpost",
+        id = %attempt.id,
+        mailbox = attempt.mailbox,
+        from = format_args!("<{}>", attempt.from),
+        nrcpt = attempt.recipients,
+        attempts = attempt.attempts,
+        code = attempt.code,
+        dsn = enhanced,
+        reason,
+        request_id = attempt.request_id,
+        "failed"
+    );
+}
+
+/// The lifetime of a message has ended.
+pub fn expired(id: &dyn Display, mailbox: &str, from: &dyn Display, attempts: u32, reason: &str) {
+    warn!(
+        target: "graphpost",
+        id = %id,
+        mailbox,
+        from = format_args!("<{from}>"),
+        attempts,
+        dsn = "4.4.7",
+        reason,
+        "expired"
+    );
+}
+
+/// A mailbox is left alone for a while because Graph throttles it.
+pub fn mailbox_throttled(mailbox: &str, reason: &str, wait: Duration) {
+    warn!(target: "graphpost", mailbox, reason, wait = wait.as_secs_f64(), "mailbox throttled");
+}
+
+/// A mailbox does not work for now.
+pub fn mailbox_closed(mailbox: &str, reason: &str, wait: Duration) {
+    warn!(target: "graphpost", mailbox, reason, wait = wait.as_secs_f64(), "mailbox unavailable; its mail waits");
+}
+
+/// A mailbox cannot be used until an operator mends something.
+pub fn mailbox_held(mailbox: &str, reason: &str, wait: Duration) {
+    error!(target: "graphpost", mailbox, reason, next_try_in = wait.as_secs_f64(), "mailbox held: its mail is kept and goes out once this is mended");
+}
+
+/// Nothing can be sent for now.
+pub fn tenant_closed(reason: &str, wait: Duration) {
+    warn!(target: "graphpost", reason, wait = wait.as_secs_f64(), "Microsoft unavailable; mail is kept and tried again");
+}
+
+/// Nothing can be sent until an operator mends something.
+pub fn tenant_held(reason: &str, wait: Duration) {
+    error!(target: "graphpost", reason, next_try_in = wait.as_secs_f64(), "the credential does not work: all mail is kept and goes out once this is mended");
+}
+
+/// A mailbox works again.
+pub fn mailbox_recovered(mailbox: &str) {
+    info!(target: "graphpost", mailbox, "mailbox works again");
+}
+
+/// Everything works again.
+pub fn tenant_recovered() {
+    info!(target: "graphpost", "Microsoft answers again; the queue goes out");
+}
+
+/// A certificate will soon be of no use. `what` says which.
+pub fn certificate_expires(what: &str, subject: &str, days: i64) {
+    if days < 0 {
+        error!(target: "graphpost", what, subject, days, "certificate has expired");
+    } else {
+        warn!(target: "graphpost", what, subject, days, "certificate expires soon");
+    }
+}
+
+/// A reload was taken.
+pub fn reloaded(path: &Path) {
+    info!(target: "graphpost", path = %path.display(), "configuration reloaded");
+}
+
+/// A reload was not taken.
+pub fn reload_refused(path: &Path, why: &str) {
+    error!(target: "graphpost", path = %path.display(), why, "configuration not reloaded; the running one stays");
+}
+
+/// A reload changed what only a restart can change.
+pub fn needs_a_restart(what: &str) {
+    warn!(target: "graphpost", what, "changed, but needs a restart to take effect");
+}
+
+/// A signal asks us to stop.
+pub fn stopping(in_flight: usize, limit: Duration) {
+    info!(target: "graphpost", in_flight, wait_at_most = limit.as_secs_f64(), "stopping");
+}
+
+/// All is stopped and safe. `left` deliveries were still under way; they are tried again at the next
+/// start.
+pub fn stopped(left: usize) {
+    info!(target: "graphpost", left, "stopped");
+}
+
+/// A task that should never end has ended: a defect of ours, on one connection or one message.
+pub fn defect(what: &str, why: &dyn Display) {
+    error!(target: "graphpost", what, why = %why, "internal error");
+}
+
+/// The operator did something to messages.
+pub fn operator(action: &str, ids: &[String], who: &str, why: Option<&str>) {
+    info!(target: "graphpost", action, count = ids.len(), ids = ids.join(","), who, why, "operator");
+}
+
+/// The control socket cannot be used; everything else works.
+pub fn control_unavailable(path: &Path, why: &dyn Display) {
+    warn!(target: "graphpost", path = %path.display(), why = %why, "no control socket: 'graphpost queue' cannot change anything");
 }

@@ -181,7 +181,8 @@ pub enum Settlement {
 }
 
 /// What an operator can do to a message. None of it is possible while an attempt is under way.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Action {
     /// Queued, held, unknown or failed: to be tried now.
     Retry,
