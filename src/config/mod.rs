@@ -1,8 +1,16 @@
-//! The configuration: the file as written (`file.rs`), then as meant (this module).
+//! The configuration: the file as written (`document.rs`, `section.rs`), then as meant (this module).
 //!
-//! Nothing after `Config::load` checks anything again: making a [`Config`] is the only check
+//! Nothing after [`Config::load`] checks anything again: making a [`Config`] is the only check
 //! there is.
 
+mod check;
+mod document;
+mod file;
+mod finding;
+mod section;
+mod value;
+
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -11,6 +19,42 @@ use ipnet::IpNet;
 use secrecy::SecretString;
 
 use crate::envelope::HeaderFrom;
+
+pub use finding::{ConfigErrors, Finding, Findings, Place, Severity};
+
+/// The environment variables that matter: `GRAPHPOST__…` and `CREDENTIALS_DIRECTORY`.
+#[derive(Clone, Debug, Default)]
+pub struct Environment(BTreeMap<String, String>);
+
+impl Environment {
+    /// Those of this process.
+    pub fn of_process() -> Environment {
+        std::env::vars_os()
+            .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+            .collect()
+    }
+}
+
+impl<N: Into<String>, V: Into<String>> FromIterator<(N, V)> for Environment {
+    fn from_iter<I: IntoIterator<Item = (N, V)>>(variables: I) -> Environment {
+        Environment(
+            variables
+                .into_iter()
+                .map(|(name, value)| (name.into(), value.into()))
+                .collect(),
+        )
+    }
+}
+
+/// Whether the files that a configuration names are opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Files {
+    /// Passwords are read, and all others must be readable: to run the gateway.
+    Opened,
+    /// No file is touched, and no password is read: for commands that only need to know where things
+    /// are, run by people who may not read the keys.
+    Named,
+}
 
 /// Everything the gateway needs, in the types it needs it in.
 #[derive(Clone, Debug)]
@@ -35,6 +79,8 @@ pub struct Config {
     pub admin: Admin,
     /// The log.
     pub log: Log,
+    /// What is allowed, but perhaps not meant.
+    pub warnings: Findings,
 }
 
 /// The tenant, the application in it, and how to reach both.
@@ -189,6 +235,30 @@ pub struct Smtp {
     pub session_timeout: Duration,
 }
 
+impl Default for Smtp {
+    fn default() -> Smtp {
+        let minute = Duration::from_secs(60);
+        Smtp {
+            hostname: "localhost".to_owned(),
+            // Graph takes 4 MB in one request, and base64 makes four octets of three.
+            max_message_size: 3_000_000,
+            // What Exchange Online takes unless an administrator changed it.
+            max_recipients: 500,
+            max_connections: 1000,
+            max_connections_per_address: 200,
+            max_messages_per_connection: 1000,
+            max_errors: 20,
+            max_auth_failures: 3,
+            handshake_timeout: Duration::from_secs(30),
+            // RFC 5321 §4.5.3.2.7.
+            command_timeout: 5 * minute,
+            data_timeout: 3 * minute,
+            message_timeout: 30 * minute,
+            session_timeout: 120 * minute,
+        }
+    }
+}
+
 /// The durable queue.
 #[derive(Clone, Debug)]
 pub struct Spool {
@@ -206,6 +276,21 @@ pub struct Spool {
     pub keep_sent: Duration,
     /// How long a failed message is kept.
     pub keep_failed: Duration,
+}
+
+impl Default for Spool {
+    fn default() -> Spool {
+        let day = Duration::from_secs(86_400);
+        Spool {
+            directory: PathBuf::from("/var/lib/graphpost"),
+            file_threshold: 100 << 10,
+            max_bytes: 10 << 30,
+            max_messages: 200_000,
+            min_free_bytes: 200 << 20,
+            keep_sent: 7 * day,
+            keep_failed: 30 * day,
+        }
+    }
 }
 
 /// The way out.
@@ -231,6 +316,23 @@ pub struct Delivery {
     pub unknown: UnknownPolicy,
 }
 
+impl Default for Delivery {
+    fn default() -> Delivery {
+        Delivery {
+            concurrency_per_mailbox: 4,
+            concurrency: 32,
+            messages_per_minute: 30,
+            // RFC 5321 §4.5.4.1: at least four to five days.
+            lifetime: Duration::from_secs(4 * 86_400),
+            retry_first: Duration::from_secs(30),
+            retry_max: Duration::from_secs(30 * 60),
+            request_timeout: Duration::from_secs(120),
+            drain_timeout: Duration::from_secs(30),
+            unknown: UnknownPolicy::default(),
+        }
+    }
+}
+
 /// What to do when nobody can know whether Graph sent a message.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum UnknownPolicy {
@@ -248,6 +350,14 @@ pub struct Admin {
     pub address: Option<SocketAddr>,
 }
 
+impl Default for Admin {
+    fn default() -> Admin {
+        Admin {
+            address: Some(SocketAddr::from(([127, 0, 0, 1], 8025))),
+        }
+    }
+}
+
 /// The log.
 #[derive(Clone, Debug)]
 pub struct Log {
@@ -255,6 +365,15 @@ pub struct Log {
     pub format: LogFormat,
     /// The least level written: `error`, `warn`, `info` or `debug`.
     pub level: tracing::Level,
+}
+
+impl Default for Log {
+    fn default() -> Log {
+        Log {
+            format: LogFormat::default(),
+            level: tracing::Level::INFO,
+        }
+    }
 }
 
 /// How a log line looks.

@@ -1,0 +1,248 @@
+//! Configuration files: what loads, and what is said about those that do not.
+//!
+//! `tests/config/valid/*.toml` load; `*.warnings` beside one holds what is said about it nevertheless.
+//! `tests/config/invalid/*.toml` do not; `*.errors` beside each holds every word of it. Variables
+//! are set by comment lines `#! NAME=value` at the head of a file.
+//! `GRAPHPOST_BLESS=1 cargo test --test config` writes what is said now.
+
+#![allow(clippy::unwrap_used)]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use graphpost::config::{
+    AssertionAlgorithm, Auth, Config, ConfigErrors, Environment, Files, LogFormat, Pattern, TlsMode,
+    UnknownPolicy,
+};
+use graphpost::envelope::HeaderFrom;
+use proptest::prelude::*;
+use secrecy::ExposeSecret;
+
+/// What everything is relative to, so that no path of this machine is in the texts.
+const PLACE: &str = "tests/config";
+
+fn files(directory: &str) -> Vec<PathBuf> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    assert_eq!(
+        std::env::current_dir().unwrap(),
+        root,
+        "cargo runs tests at the package's root"
+    );
+    let mut files: Vec<_> = fs::read_dir(Path::new(PLACE).join(directory))
+        .unwrap()
+        .map(|it| it.unwrap().path())
+        .filter(|it| it.extension().is_some_and(|it| it == "toml"))
+        .collect();
+    files.sort();
+    assert!(files.len() >= 5, "found only {files:?}");
+    files
+}
+
+fn environment(source: &str) -> Environment {
+    let variables = source.lines().map_while(|it| it.strip_prefix("#! "));
+    variables.map(|it| it.split_once('=').unwrap()).collect()
+}
+
+fn load(path: &Path) -> Result<Config, ConfigErrors> {
+    let source = String::from_utf8_lossy(&fs::read(path).unwrap()).into_owned();
+    Config::load(path, &environment(&source))
+}
+
+fn check(expected: &Path, actual: &str, wrong: &mut Vec<String>) {
+    let actual = match actual {
+        "" => String::new(),
+        text => format!("{text}\n"),
+    };
+    if std::env::var_os("GRAPHPOST_BLESS").is_some() {
+        match actual.as_str() {
+            "" => drop(fs::remove_file(expected)),
+            text => fs::write(expected, text).unwrap(),
+        }
+    }
+    let expected_text = fs::read_to_string(expected).unwrap_or_default();
+    if actual != expected_text {
+        wrong.push(format!(
+            "{}\n--- expected\n{expected_text}\n--- actual\n{actual}",
+            expected.display()
+        ));
+    }
+}
+
+#[test]
+fn valid_files_load() {
+    let mut wrong = Vec::new();
+    for path in files("valid") {
+        match load(&path) {
+            Ok(config) => check(
+                &path.with_extension("warnings"),
+                &config.warnings.to_string(),
+                &mut wrong,
+            ),
+            Err(errors) => wrong.push(errors.to_string()),
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n\n"));
+}
+
+#[test]
+fn invalid_files_are_explained() {
+    let mut wrong = Vec::new();
+    for path in files("invalid") {
+        let Err(errors) = load(&path) else {
+            wrong.push(format!("{} loads", path.display()));
+            continue;
+        };
+        let text = errors.to_string();
+        for secret in ["hunter2", "s3cr3t"] {
+            assert!(!text.contains(secret), "{text}");
+        }
+        assert!(!errors.findings().is_empty());
+        check(&path.with_extension("errors"), &text, &mut wrong);
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n\n"));
+}
+#[test]
+fn every_value_arrives() {
+    let config = load(&Path::new(PLACE).join("valid/everything.toml")).unwrap();
+    let text = format!("{config:#?}");
+    for secret in ["hunter2", "s3cr3t"] {
+        // The proxy's password is part of its URL.
+        assert!(
+            !text.replace("http://user:s3cr3t@", "").contains(secret),
+            "{text}"
+        );
+    }
+    assert_eq!(config.tenant.authority, "http://127.0.0.1:8025");
+    assert_eq!(config.tenant.graph, "http://[::1]:8025");
+    assert_eq!(config.tenant.assertion, AssertionAlgorithm::Rs256);
+    let password = config.tenant.credential.password.as_ref().unwrap();
+    assert_eq!(password.expose_secret(), "hunter2");
+    let names: Vec<_> = config.listeners.iter().map(|it| it.name.as_str()).collect();
+    assert_eq!(names, ["printers", "submission", "127.0.0.1:465"]);
+    assert_eq!(config.listeners[1].tls, TlsMode::Required);
+    assert_eq!(config.listeners[1].auth, Auth::Required);
+    assert!(config.listeners[1].plaintext_auth.is_empty());
+    assert_eq!(config.listeners[2].plaintext_auth.len(), 2);
+    assert_eq!(
+        config.accounts_file,
+        Some(PathBuf::from("tests/config/valid/../app.pem"))
+    );
+    let erp = &config.senders[0];
+    assert_eq!((erp.name.as_str(), erp.line), ("erp", 41));
+    assert_eq!(erp.accounts, ["erp", "erp2"]);
+    assert_eq!(erp.header_from, HeaderFrom::Keep);
+    assert!(!erp.save_to_sent_items);
+    assert_eq!(
+        config.senders[1].addresses,
+        [Pattern::Null, Pattern::Exact("printer".to_owned()), Pattern::Any]
+    );
+    assert_eq!(config.senders[1].name, "sender[2]");
+    assert_eq!(config.smtp.hostname, "relay.contoso.local");
+    assert_eq!(config.smtp.max_message_size, 2900 * 1024);
+    assert_eq!(config.smtp.data_timeout, Duration::from_secs(90));
+    assert_eq!(config.spool.directory, Path::new("tests/config/valid/spool"));
+    assert_eq!(config.spool.file_threshold, 65_536);
+    assert_eq!(config.spool.keep_failed, Duration::from_secs(14 * 86_400));
+    assert_eq!(config.delivery.concurrency_per_mailbox, 3);
+    assert_eq!(config.delivery.unknown, UnknownPolicy::Hold);
+    assert_eq!(config.admin.address, None);
+    assert_eq!(config.log.format, LogFormat::Json);
+}
+
+#[test]
+fn the_environment_is_enough() {
+    let config = load(&Path::new(PLACE).join("valid/environment.toml")).unwrap();
+    assert_eq!(config.tenant.id, "contoso.com");
+    assert_eq!(config.tenant.graph, "https://graph.microsoft.com");
+    assert_eq!(
+        config.tenant.credential.certificate,
+        Path::new("tests/config/app.pem")
+    );
+    assert_eq!(config.listeners.len(), 2);
+    assert_eq!(config.listeners[0].networks.len(), 2);
+    assert_eq!(
+        config.senders[0].addresses,
+        [Pattern::Domain("contoso.com".to_owned()), Pattern::Null]
+    );
+    assert!(!config.senders[0].save_to_sent_items);
+    assert_eq!(config.smtp.max_recipients, 50);
+    assert_eq!(config.smtp.max_message_size, 1 << 20);
+}
+
+/// For commands that only need to know where the queue is.
+#[test]
+fn named_files_need_not_be_there() {
+    let source = fs::read_to_string("tests/config/valid/everything.toml").unwrap();
+    let elsewhere = Path::new("/nonexistent/graphpost.toml");
+    let config = Config::parse(&source, elsewhere, &Environment::default(), Files::Named).unwrap();
+    assert!(config.tenant.credential.password.is_none());
+    assert!(Config::parse(&source, elsewhere, &Environment::default(), Files::Opened).is_err());
+}
+
+#[test]
+fn a_missing_file_says_what_to_do() {
+    let errors = Config::load(Path::new("/nonexistent/graphpost.toml"), &Environment::default()).unwrap_err();
+    let text = errors.to_string();
+    assert!(
+        text.contains("there is no configuration file /nonexistent/graphpost.toml"),
+        "{text}"
+    );
+    assert!(text.contains("graphpost sandbox"), "{text}");
+}
+
+/// A password file holds one line, whose end is no part of the password.
+#[test]
+fn password_files() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("graphpost.toml");
+    fs::copy("tests/config/valid/least.toml", &path).unwrap();
+    let certificate = fs::canonicalize("tests/config/app.pem").unwrap();
+    let environment = || {
+        [
+            (
+                "GRAPHPOST__TENANT__CREDENTIAL__CERTIFICATE",
+                certificate.to_str().unwrap(),
+            ),
+            ("GRAPHPOST__TENANT__CREDENTIAL__PASSWORD_FILE", "secret"),
+        ]
+        .into_iter()
+        .collect::<Environment>()
+    };
+    for (content, password) in [
+        ("pw", Some("pw")),
+        ("pw\n", Some("pw")),
+        (" pw \r\n", Some(" pw ")),
+        ("", Some("")),
+        ("a\nb\n", None),
+        (&"x".repeat(5000), None),
+    ] {
+        fs::write(directory.path().join("secret"), content).unwrap();
+        match (Config::load(&path, &environment()), password) {
+            (Ok(config), Some(password)) => {
+                assert_eq!(
+                    config.tenant.credential.password.unwrap().expose_secret(),
+                    password
+                );
+            }
+            (Err(errors), None) => assert!(errors.to_string().contains("names no password file")),
+            (other, _) => panic!("{content:?}: {other:?}"),
+        }
+    }
+}
+
+proptest! {
+    /// Whatever a file holds, the answer is a configuration or an explanation.
+    #[test]
+    fn nothing_panics(lines in prop::collection::vec(prop_oneof![
+        ".*",
+        "\\[{0,2}(tenant|listener|sender|smtp|x)\\.?(credential)?\\]{0,2}",
+        "(address|networks|id|password|lifetime|é|max_errors) ?[=:] ?(\"?[*@<>a-z0-9./: ü-]*\"?|\\[.*|[{].*)",
+    ], 0..12), variable in "GRAPHPOST__[A-Z0-9_]{0,20}", value in ".*") {
+        let source = lines.join("\n");
+        let environment = Environment::from_iter([(variable, value)]);
+        if let Err(errors) = Config::parse(&source, Path::new("x.toml"), &environment, Files::Named) {
+            prop_assert!(!errors.render(true).is_empty());
+        }
+    }
+}
