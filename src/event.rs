@@ -11,6 +11,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
+use jiff::Timestamp;
 use tracing::{error, info, warn};
 
 pub use shell::{flush, init, set_level};
@@ -258,4 +259,28 @@ pub fn operator(action: &str, ids: &[String], who: &str, why: Option<&str>) {
 /// The control socket cannot be used; everything else works.
 pub fn control_unavailable(path: &Path, why: &dyn Display) {
     warn!(target: "graphpost", path = %path.display(), why = %why, "no control socket: 'graphpost queue' cannot change anything");
+}
+
+/// The application's certificate was opened. `days_left` is negative where it has expired.
+pub fn credential_opened(file: &Path, subject: &str, thumbprint: &str, not_after: Timestamp, days_left: i64) {
+    let file = file.display();
+    info!(target: "graphpost", %file, subject, thumbprint, %not_after, "application certificate opened");
+    if days_left < 30 {
+        certificate_expires("application", subject, days_left);
+    }
+}
+
+/// Entra ID issued a token.
+pub fn token_obtained(client_id: &str, expires_in: Duration) {
+    info!(target: "graphpost", client_id, expires_in = expires_in.as_secs(), "token obtained");
+}
+
+/// Entra ID gave no token. Where no other is left the tenant closes and says so itself; where the
+/// last good one still serves, only this tells the operator what is coming.
+pub fn token_failed(client_id: &str, reason: &str, credential: bool, last_good_in_use: bool) {
+    if credential && last_good_in_use {
+        error!(target: "graphpost", client_id, reason, "token not renewed: mail stops when the last good one ends");
+    } else {
+        warn!(target: "graphpost", client_id, reason, last_good_in_use, "no token");
+    }
 }

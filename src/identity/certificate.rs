@@ -11,7 +11,9 @@ use openssl::pkcs12::Pkcs12;
 use openssl::pkey::{PKey, Private};
 use openssl::provider::Provider;
 use openssl::x509::X509;
+use rustls::crypto::aws_lc_rs::sign::any_supported_type;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+use rustls::sign::CertifiedKey;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 use zeroize::{Zeroize as _, Zeroizing};
 
@@ -172,6 +174,11 @@ impl Certificate {
         Ok(())
     }
 
+    /// Whole days until it expires; negative where it has.
+    pub fn days_left(&self, now: Timestamp) -> i64 {
+        (self.not_after.as_second() - now.as_second()).div_euclid(86_400)
+    }
+
     fn sha1(&self) -> Vec<u8> {
         digest(&aws_lc_rs::digest::SHA1_FOR_LEGACY_USE_ONLY, &self.der)
     }
@@ -274,6 +281,18 @@ impl KeyPair {
             KeyKind::Ed25519 => Ok(()),
             other => Err(CertificateError::KeyType(other.clone())),
         }
+    }
+
+    /// What a TLS server presents. Unlike `ServerConfig::with_single_cert` this takes certificates of
+    /// version 1, which old authorities still issue: that key and certificate belong together is
+    /// known already.
+    ///
+    /// # Errors
+    /// [`CertificateError::KeyType`] for a key that [`KeyPair::check_for_tls`] refuses.
+    pub fn certified_key(&self) -> Result<CertifiedKey, CertificateError> {
+        let key = any_supported_type(&self.tls_key())
+            .map_err(|_| CertificateError::KeyType(self.certificate.key.clone()))?;
+        Ok(CertifiedKey::new(self.tls_chain(), key))
     }
 
     /// The certificate, then its issuers, as rustls takes them.

@@ -6,12 +6,14 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use reqwest::{Certificate, ClientBuilder, NoProxy, Proxy, Url, redirect};
+use jiff::Timestamp;
+use reqwest::header::{HeaderMap, RETRY_AFTER};
+use reqwest::{Certificate, ClientBuilder, NoProxy, Proxy, Response, Url, redirect};
 
 use crate::config;
 
 /// How long a connection, its TLS handshake included, may take to be made.
-pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// Why no HTTPS client can be made. The texts say what to mend, and never show a proxy's password.
 #[derive(Debug)]
@@ -30,6 +32,8 @@ pub enum HttpsError {
     },
     /// `proxy` is no address of a proxy.
     Proxy,
+    /// The address of Entra ID or Graph is none.
+    Root(String),
     /// TLS could not be set up.
     Tls(reqwest::Error),
 }
@@ -48,6 +52,7 @@ impl fmt::Display for HttpsError {
             HttpsError::Proxy => f.write_str(
                 "proxy: no address of an HTTP proxy; write it as http://host:port or http://user:password@host:port",
             ),
+            HttpsError::Root(root) => write!(f, "'{root}' is no address; write it as https://host"),
             HttpsError::Tls(error) => write!(
                 f,
                 "no TLS client can be made: {}; is the package ca-certificates installed?",
@@ -61,7 +66,7 @@ impl std::error::Error for HttpsError {}
 
 /// Begins a client for `base`, an address of the tenant's configuration. Blocks: it reads the
 /// system's certificate authorities.
-pub fn client(tenant: &config::Tenant, base: &str) -> Result<ClientBuilder, HttpsError> {
+pub(crate) fn client(tenant: &config::Tenant, base: &str) -> Result<ClientBuilder, HttpsError> {
     let plain = base.starts_with("http://");
     let mut client = reqwest::Client::builder()
         .user_agent(concat!("graphpost/", env!("CARGO_PKG_VERSION")))
@@ -127,6 +132,81 @@ pub(crate) fn chain(error: &reqwest::Error) -> String {
         match error.source() {
             Some(cause) => error = cause,
             None => return words.join(": "),
+        }
+    }
+}
+
+/// Reads a body to its end, or to `limit` octets of it.
+pub(crate) async fn read_at_most(response: &mut Response, limit: usize) -> reqwest::Result<Vec<u8>> {
+    let mut body = Vec::new();
+    while let Some(chunk) = response.chunk().await? {
+        let room = limit - body.len();
+        if chunk.len() >= room {
+            body.extend_from_slice(&chunk[..room]);
+            break;
+        }
+        body.extend_from_slice(&chunk);
+    }
+    Ok(body)
+}
+
+/// Retry-After (RFC 9110 §10.2.3): seconds, a date, or, as Graph writes it, a fraction of seconds.
+pub(crate) fn retry_after(headers: &HeaderMap, now: Timestamp) -> Option<Duration> {
+    let value = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
+    if let Ok(seconds) = value.parse::<f64>() {
+        return Duration::try_from_secs_f64(seconds).ok();
+    }
+    let wait = http_date(value)?.duration_since(now);
+    Some(Duration::try_from(wait).unwrap_or_default())
+}
+
+/// A date as HTTP servers write it, `Sun, 06 Nov 1994 08:49:37 GMT` (RFC 9110 §5.6.7).
+pub(crate) fn http_date(value: &str) -> Option<Timestamp> {
+    jiff::fmt::rfc2822::parse(value).ok().map(|it| it.timestamp())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_retry_after_in_every_form() {
+        let now: Timestamp = "1994-11-06T08:49:00Z".parse().expect("a time");
+        for (value, want) in [
+            ("7", Some(7.0)),
+            (" 7 ", Some(7.0)),
+            ("2.128", Some(2.128)),
+            ("0", Some(0.0)),
+            ("Sun, 06 Nov 1994 08:49:37 GMT", Some(37.0)),
+            ("Sun, 06 Nov 1994 08:48:00 GMT", Some(0.0)),
+            ("-1", None),
+            ("NaN", None),
+            ("inf", None),
+            ("1e300", None),
+            ("soon", None),
+            ("", None),
+        ] {
+            let mut headers = HeaderMap::new();
+            headers.insert(RETRY_AFTER, value.parse().expect("a header value"));
+            let got = retry_after(&headers, now).map(|it| it.as_secs_f64());
+            assert_eq!(got, want, "{value:?}");
+        }
+        assert_eq!(retry_after(&HeaderMap::new(), now), None);
+    }
+
+    #[test]
+    fn knows_loopback() {
+        for (base, want) in [
+            ("http://127.0.0.1:8025", true),
+            ("http://127.3.2.1", true),
+            ("http://[::1]:8025/graph", true),
+            ("http://localhost:8025", true),
+            ("https://graph.microsoft.com", false),
+            ("https://localhost.example.com", false),
+            ("https://10.0.0.1", false),
+            ("nonsense", false),
+        ] {
+            assert_eq!(is_loopback(base), want, "{base}");
         }
     }
 }

@@ -1,13 +1,15 @@
 //! How the application proves itself to Entra ID: certificate, assertion, token.
 
+pub mod aadsts;
 pub mod assertion;
+mod cache;
 pub mod certificate;
 pub mod credential;
-mod https;
+pub(crate) mod https;
+mod refusal;
 mod token;
 
 pub use https::HttpsError;
-pub(crate) use https::{chain, client};
 pub use token::{Token, TokenError, Tokens};
 
 /// Why the application's identity cannot be set up.
@@ -29,3 +31,20 @@ impl std::fmt::Display for IdentityError {
 }
 
 impl std::error::Error for IdentityError {}
+
+/// A random GUID (RFC 9562 §5.4): the id of an assertion or of a request.
+pub(crate) fn guid() -> String {
+    let mut octets = [0; 16];
+    aws_lc_rs::rand::fill(&mut octets).expect("the system has random numbers");
+    octets[6] = octets[6] & 0x0f | 0x40;
+    octets[8] = octets[8] & 0x3f | 0x80;
+    let hex: String = octets.iter().map(|it| format!("{it:02x}")).collect();
+    format!(
+        "{}-{}-{}-{}-{}",
+        &hex[..8],
+        &hex[8..12],
+        &hex[12..16],
+        &hex[16..20],
+        &hex[20..]
+    )
+}
