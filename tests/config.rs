@@ -7,6 +7,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -228,6 +229,101 @@ fn password_files() {
             (Err(errors), None) => assert!(errors.to_string().contains("names no password file")),
             (other, _) => panic!("{content:?}: {other:?}"),
         }
+    }
+}
+
+const SHIPPED: &str = include_str!("../config/graphpost.toml");
+
+/// The shipped file with every key that it shows as a comment.
+fn uncommented() -> String {
+    let shown = |line: &str| {
+        let key = line.strip_prefix('#')?;
+        key.starts_with(|c: char| c.is_ascii_lowercase())
+            .then(|| key.to_owned())
+    };
+    let lines: Vec<_> = SHIPPED
+        .lines()
+        .map(|it| shown(it).unwrap_or_else(|| it.to_owned()))
+        .collect();
+    lines.join("\n")
+}
+
+fn keys(prefix: &str, table: &toml::Table, keys: &mut BTreeSet<String>) {
+    for (key, value) in table {
+        let name = if prefix.is_empty() {
+            key.clone()
+        } else {
+            format!("{prefix}.{key}")
+        };
+        match value {
+            toml::Value::Table(table) => self::keys(&name, table, keys),
+            toml::Value::Array(items) if items.iter().all(toml::Value::is_table) => {
+                items
+                    .iter()
+                    .for_each(|it| self::keys(&name, it.as_table().unwrap(), keys));
+            }
+            _ => {}
+        }
+        keys.insert(name);
+    }
+}
+
+#[test]
+fn the_shipped_file_documents_every_key() {
+    let mut documented = BTreeSet::new();
+    keys("", &uncommented().parse().unwrap(), &mut documented);
+    let known: BTreeSet<_> = Config::known_keys().into_iter().collect();
+    assert_eq!(documented, known);
+    for (number, line) in SHIPPED.lines().enumerate() {
+        assert!(line.chars().count() <= 105, "line {} is long", number + 1);
+    }
+}
+
+#[test]
+fn the_shipped_file_loads() {
+    let path = Path::new("/etc/graphpost/graphpost.toml");
+    let shipped = Config::parse(SHIPPED, path, &Environment::default(), Files::Named).unwrap();
+    assert!(shipped.warnings.is_empty(), "{}", shipped.warnings);
+
+    // What it says is the default is the default.
+    let all = uncommented().replace("password = \"\"", "");
+    let mut all = Config::parse(&all, path, &Environment::default(), Files::Named).unwrap();
+    assert_eq!(all.smtp.hostname, "relay.contoso.local");
+    all.smtp.hostname = shipped.smtp.hostname.clone();
+    for (shipped, all) in [
+        (format!("{:#?}", shipped.smtp), format!("{:#?}", all.smtp)),
+        (format!("{:#?}", shipped.spool), format!("{:#?}", all.spool)),
+        (format!("{:#?}", shipped.delivery), format!("{:#?}", all.delivery)),
+        (format!("{:#?}", shipped.admin), format!("{:#?}", all.admin)),
+        (format!("{:#?}", shipped.log), format!("{:#?}", all.log)),
+        (
+            format!("{:?}", shipped.listeners[0].networks),
+            format!("{:?}", all.listeners[0].networks),
+        ),
+        (
+            format!("{:?}", shipped.listeners[0].tls),
+            format!("{:?}", all.listeners[0].tls),
+        ),
+        (
+            format!("{:?}", shipped.listeners[0].auth),
+            format!("{:?}", all.listeners[0].auth),
+        ),
+        (
+            format!("{:?}", shipped.listeners[0].plaintext_auth),
+            format!("{:?}", all.listeners[0].plaintext_auth),
+        ),
+        (
+            format!("{:?}", shipped.senders[0].header_from),
+            format!("{:?}", all.senders[0].header_from),
+        ),
+        (shipped.tenant.authority, all.tenant.authority),
+        (shipped.tenant.graph, all.tenant.graph),
+        (
+            format!("{:?}", shipped.tenant.assertion),
+            format!("{:?}", all.tenant.assertion),
+        ),
+    ] {
+        assert_eq!(shipped, all);
     }
 }
 

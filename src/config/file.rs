@@ -210,7 +210,7 @@ fn root(reader: &Reader, document: &Document, path: &Path, directories: &Directo
     let accounts_file = accounts(reader, root.section("accounts"), directories, &listeners);
     let spool = spool(reader, root.section("spool"), directories, &smtp);
     let delivery = delivery(reader, root.section("delivery"));
-    let admin = admin(reader, root.section("admin"), &listeners);
+    let admin = admin(reader, root.section("admin"), directories, &spool, &listeners);
     let log = log(root.section("log"));
     root.finish();
 
@@ -760,7 +760,16 @@ fn delivery(reader: &Reader, mut section: Section<'_>) -> Delivery {
     delivery
 }
 
-fn admin(reader: &Reader, mut section: Section<'_>, listeners: &[WrittenListener]) -> Admin {
+/// The longest path a Unix socket can have, without the final NUL: unix(7).
+const MAX_SOCKET_PATH: usize = 107;
+
+fn admin(
+    reader: &Reader,
+    mut section: Section<'_>,
+    directories: &Directories<'_>,
+    spool: &Spool,
+    listeners: &[WrittenListener],
+) -> Admin {
     let address = section.text("address", |text| match text.trim() {
         "none" => Ok(None),
         text => value::socket_address(text).map(Some).map_err(|it| match it.help {
@@ -776,9 +785,23 @@ fn admin(reader: &Reader, mut section: Section<'_>, listeners: &[WrittenListener
     {
         check::admin(reader, *it, place, key, listeners);
     }
+    let written = section.string("socket");
+    let socket = match &written {
+        Some(it) => directories.base.join(&it.value),
+        None => spool.directory.join("control.sock"),
+    };
+    if socket.as_os_str().len() > MAX_SOCKET_PATH {
+        reader.error(
+            written.as_ref().map_or(&section.place, |it| &it.place),
+            format!("the path of the control socket is longer than {MAX_SOCKET_PATH} octets"),
+            &format!("{}", socket.display()),
+            "set a shorter one: socket = \"/run/graphpost/control.sock\" in [admin]".to_owned(),
+        );
+    }
     section.finish();
     Admin {
         address: address.map_or(Admin::default().address, |it| it.value),
+        socket,
     }
 }
 

@@ -348,12 +348,15 @@ pub enum UnknownPolicy {
 pub struct Admin {
     /// Where it listens; `None` for nowhere.
     pub address: Option<SocketAddr>,
+    /// The control socket of the command line.
+    pub socket: PathBuf,
 }
 
 impl Default for Admin {
     fn default() -> Admin {
         Admin {
             address: Some(SocketAddr::from(([127, 0, 0, 1], 8025))),
+            socket: PathBuf::from("/var/lib/graphpost/control.sock"),
         }
     }
 }
