@@ -1,1 +1,510 @@
 //! The delivery loop: ask the schedule, attempt, apply the outcome.
+//!
+//! One task owns the schedule and decides; attempts and settlements run beside it and report back.
+//! A message is in the schedule, in an attempt, or in a settlement, never in two of them. A place in
+//! flight is free as soon as the answer has arrived; the message comes back into the schedule only
+//! after its settlement is on the disk.
+
+mod attempt;
+mod control;
+mod verdict;
+
+use std::collections::HashMap;
+use std::hash::{BuildHasher, RandomState};
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use tokio::sync::{Semaphore, mpsc};
+use tokio::task::{JoinError, JoinSet};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::config::{self, UnknownPolicy};
+use crate::event;
+use crate::graph::client::Graph;
+use crate::metrics::{Metrics, ResultLabel};
+use crate::outcome::Outcome;
+use crate::schedule::{Limits, Message, Next, Retry, Schedule, Trouble, Way};
+use crate::spool::{Arrival, Entry, QueueId, Settlement, Spool, SpoolError};
+
+use attempt::{Begun, Ended};
+pub use control::{Closed, Control, LaneState, State, TroubleRecord};
+use control::{Recent, Request};
+use verdict::Verdict;
+
+/// Arrivals taken into the schedule at once, so that a flood of them does not keep answers waiting.
+const ARRIVALS_AT_ONCE: usize = 256;
+/// A queue that has no room for the record of an attempt is asked again after this time.
+const FULL_WAIT: Duration = Duration::from_secs(30);
+/// What a settlement may take after the drain: its outcome is known and must not be lost.
+const SETTLE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What the loop goes by; a reload changes it.
+#[derive(Clone)]
+pub struct Settings {
+    /// The way to Graph.
+    pub graph: Graph,
+    /// Limits, waits, lifetime.
+    pub delivery: config::Delivery,
+}
+
+/// The delivery loop.
+pub struct Delivery {
+    spool: Spool,
+    metrics: Arc<Metrics>,
+    settings: Settings,
+    schedule: Schedule,
+    memory: Arc<Semaphore>,
+    attempts: JoinSet<Ended>,
+    /// Which message an attempt is about, for the case that it panics.
+    under_way: HashMap<tokio::task::Id, QueueId>,
+    settlements: JoinSet<Result<Option<Again>, SpoolError>>,
+    requests: mpsc::Receiver<Request>,
+    recent: Recent,
+    stop: CancellationToken,
+}
+
+/// A settled message that is tried again.
+struct Again {
+    message: Message,
+    due: std::time::Instant,
+}
+
+impl Delivery {
+    /// Prepares the loop. [`Control`] steers it while it runs.
+    pub fn new(spool: Spool, settings: Settings, metrics: Arc<Metrics>) -> (Delivery, Control) {
+        let (control, requests) = control::channel();
+        let delivery = Delivery {
+            spool,
+            metrics,
+            schedule: Schedule::new(limits(&settings.delivery)),
+            settings,
+            memory: attempt::memory(),
+            attempts: JoinSet::new(),
+            under_way: HashMap::new(),
+            settlements: JoinSet::new(),
+            requests,
+            recent: Recent::default(),
+            stop: CancellationToken::new(),
+        };
+        (delivery, control)
+    }
+
+    /// Delivers until `stop` is cancelled, then waits for what is under way, up to the drain timeout.
+    /// Returns how many attempts it had to leave; the next start finds them.
+    ///
+    /// # Errors
+    /// The queue is broken: nothing may go on.
+    pub async fn run(mut self, stop: CancellationToken) -> Result<usize, SpoolError> {
+        let mut arrivals = self.spool.arrivals();
+        self.stop = stop.clone();
+        loop {
+            let wake = self.start_what_may_start();
+            tokio::select! {
+                () = stop.cancelled() => break,
+                Some(ended) = self.attempts.join_next_with_id() => self.ended(ended),
+                Some(settled) = self.settlements.join_next() => self.settled(settled)?,
+                Some(arrival) = arrivals.recv() => {
+                    self.arrived(arrival);
+                    for _ in 1..ARRIVALS_AT_ONCE {
+                        let Ok(arrival) = arrivals.try_recv() else { break };
+                        self.arrived(arrival);
+                    }
+                }
+                Some(request) = self.requests.recv() => self.serve(request),
+                () = sleep_until(wake) => {}
+            }
+        }
+        self.drain().await
+    }
+
+    /// Starts attempts as long as the schedule has any, and says when it has more.
+    fn start_what_may_start(&mut self) -> Option<std::time::Instant> {
+        loop {
+            match self.schedule.next(now()) {
+                Next::Deliver { id, size } => {
+                    let attempt = attempt::attempt(
+                        id,
+                        size,
+                        self.spool.clone(),
+                        self.settings.graph.clone(),
+                        self.memory.clone(),
+                        self.stop.clone(),
+                    );
+                    let task = self.attempts.spawn(attempt);
+                    self.under_way.insert(task.id(), id);
+                }
+                Next::SleepUntil(instant) => return Some(instant),
+                Next::Idle => return None,
+            }
+        }
+    }
+
+    fn arrived(&mut self, arrival: Arrival) {
+        let message = Message {
+            id: arrival.id,
+            mailbox: arrival.mailbox,
+            size: arrival.size,
+            expires: instant(arrival.accepted, self.settings.delivery.lifetime),
+        };
+        self.schedule
+            .add(message, instant(arrival.due, Duration::ZERO), now());
+    }
+
+    fn ended(&mut self, ended: Result<(tokio::task::Id, Ended), JoinError>) {
+        let task = match &ended {
+            Ok((task, _)) => *task,
+            Err(error) => error.id(),
+        };
+        let Some(id) = self.under_way.remove(&task) else {
+            return;
+        };
+        match ended {
+            Ok((_, Ended::Begun(begun))) => self.begun(*begun),
+            Ok((_, Ended::NotBegun(result))) => {
+                self.schedule.answered(id, Way::NotSent, now());
+                match result {
+                    // Deleted, held, or stopped: it comes back by itself if it is to be sent.
+                    Ok(()) | Err(SpoolError::NotFound(_)) => {}
+                    Err(SpoolError::Damaged(_, why)) => event::damaged(&id, &why),
+                    Err(error) => {
+                        // A full disk passes; a broken queue is seen by whoever watches it.
+                        event::not_begun(&id, &error);
+                        self.look_up_again(id);
+                    }
+                }
+            }
+            Err(error) if error.is_panic() => {
+                // Where it got to is not known, so the message must not simply go out again.
+                event::defect("delivery", &error);
+                self.schedule.answered(id, Way::NotSent, now());
+                let reason =
+                    "an internal error ended the attempt; whether it was sent is not known".to_owned();
+                self.settle(id, Settlement::Unknown { reason }, None, None);
+            }
+            Err(_) => {
+                self.schedule.answered(id, Way::NotSent, now());
+            }
+        }
+    }
+
+    /// Applies what came of an attempt: to the schedule now, to the queue beside the loop.
+    fn begun(&mut self, begun: Begun) {
+        let Begun { entry, result, .. } = &begun;
+        let id = entry.id;
+        let now = now();
+        let verdict = Verdict::of(result);
+        let recovered = self.schedule.answered(id, verdict.way, now);
+        if recovered.tenant >= Some(Trouble::Outage) {
+            event::tenant_recovered();
+        }
+        let mailbox = entry.submission.route.mailbox.clone();
+        if recovered.mailbox >= Some(Trouble::Outage) {
+            event::mailbox_recovered(&mailbox);
+        }
+        let until = self.close(&verdict, &mailbox, now);
+        let wait = self.wait(&verdict, entry.attempts);
+        let due = until.unwrap_or(now).max(now + wait);
+        let settlement = self.settlement(&verdict, entry, timestamp(due));
+        self.log(&begun, &verdict, &settlement, due.saturating_duration_since(now));
+        self.recent.push(entry, &verdict.outcome);
+
+        let again = match settlement {
+            Settlement::Deferred { .. } | Settlement::Held { .. } => Some(Again {
+                message: self.message(entry),
+                due,
+            }),
+            Settlement::Sent | Settlement::Failed { .. } | Settlement::Unknown { .. } => None,
+        };
+        self.settle(id, settlement, verdict.request_id, again);
+        if verdict.trouble.is_some() {
+            self.expire(&verdict.outcome);
+        }
+    }
+
+    /// Closes what the outcome says, and raises the voice when that is news.
+    fn close(
+        &mut self,
+        verdict: &Verdict,
+        mailbox: &str,
+        now: std::time::Instant,
+    ) -> Option<std::time::Instant> {
+        let (scope, trouble) = verdict.trouble?;
+        let random = random();
+        let (wait, why) = (verdict.closed_for(), verdict.why());
+        let closing = match scope {
+            verdict::Scope::Mailbox => self.schedule.close_mailbox(mailbox, trouble, wait, now, random),
+            verdict::Scope::Tenant => self.schedule.close_tenant(trouble, wait, now, random),
+        };
+        if closing.news {
+            let wait = closing.until.saturating_duration_since(now);
+            match (scope, trouble) {
+                (verdict::Scope::Mailbox, Trouble::Throttled) => event::mailbox_throttled(mailbox, why, wait),
+                (verdict::Scope::Mailbox, Trouble::Outage) => event::mailbox_closed(mailbox, why, wait),
+                (verdict::Scope::Mailbox, Trouble::Hold) => event::mailbox_held(mailbox, why, wait),
+                (verdict::Scope::Tenant, Trouble::Hold) => event::tenant_held(why, wait),
+                (verdict::Scope::Tenant, _) => event::tenant_closed(why, wait),
+            }
+        }
+        Some(closing.until)
+    }
+
+    /// How long the message itself waits after so many attempts, whatever else is closed.
+    fn wait(&self, verdict: &Verdict, attempts: u32) -> Duration {
+        let retry = Retry {
+            first: self.settings.delivery.retry_first,
+            max: self.settings.delivery.retry_max,
+        };
+        verdict.wait(retry, attempts, random())
+    }
+
+    /// What the queue records.
+    fn settlement(&self, verdict: &Verdict, entry: &Entry, due: Timestamp) -> Settlement {
+        let reason = verdict.why().to_owned();
+        let lifetime = self.settings.delivery.lifetime;
+        let expired = verdict.counts_against_lifetime() && since(entry.accepted) >= lifetime;
+        match &verdict.outcome {
+            Outcome::Sent => Settlement::Sent,
+            Outcome::Failed { .. } => Settlement::Failed { reason },
+            Outcome::Unknown { .. } if self.settings.delivery.unknown == UnknownPolicy::Hold => {
+                Settlement::Unknown { reason }
+            }
+            _ if expired => Settlement::Failed {
+                reason: verdict::expired(lifetime, &reason),
+            },
+            Outcome::Deferred { .. } | Outcome::Unknown { .. } => Settlement::Deferred { due, reason },
+            Outcome::Held { .. } => Settlement::Held { due, reason },
+        }
+    }
+
+    fn log(&self, begun: &Begun, verdict: &Verdict, settlement: &Settlement, retry_in: Duration) {
+        let submission = &begun.entry.submission;
+        let attempt = event::Attempt {
+            id: &begun.entry.id,
+            mailbox: &submission.route.mailbox,
+            from: &submission.envelope.reverse_path,
+            recipients: submission.envelope.recipients.len(),
+            size: begun.entry.size,
+            attempts: begun.entry.attempts,
+            code: verdict.code,
+            request_id: verdict.request_id.as_deref(),
+            queued: begun.queued,
+            prepared: begun.prepared,
+            answered: begun.answered,
+        };
+        let result = match &verdict.outcome {
+            Outcome::Sent => "sent",
+            Outcome::Deferred { .. } => "deferred",
+            Outcome::Held { .. } => "held",
+            Outcome::Failed { .. } => "failed",
+            Outcome::Unknown { .. } => "unknown",
+        };
+        count(&self.metrics.delivery_attempts, result);
+        match (settlement, &verdict.outcome) {
+            (Settlement::Sent, _) => {
+                event::sent(&attempt);
+                count(&self.metrics.messages, "sent");
+                let duration = since(begun.entry.accepted);
+                self.metrics
+                    .delivery_duration_seconds
+                    .observe(duration.as_secs_f64());
+            }
+            (Settlement::Failed { reason }, Outcome::Failed { enhanced, .. }) => {
+                event::failed(&attempt, reason, enhanced);
+                count(&self.metrics.messages, "failed");
+            }
+            (Settlement::Failed { reason }, _) => {
+                event::expired(
+                    attempt.id,
+                    attempt.mailbox,
+                    attempt.from,
+                    attempt.attempts,
+                    reason,
+                );
+                count(&self.metrics.messages, "expired");
+            }
+            (Settlement::Unknown { reason }, _) => event::unknown(&attempt, reason, None),
+            (Settlement::Deferred { reason, .. }, Outcome::Unknown { .. }) => {
+                event::unknown(&attempt, reason, Some(retry_in));
+            }
+            (Settlement::Deferred { reason, .. }, _) => event::deferred(&attempt, reason, retry_in),
+            (Settlement::Held { reason, .. }, _) => event::held(&attempt, reason, retry_in),
+        }
+    }
+
+    /// Records an outcome beside the loop.
+    fn settle(
+        &mut self,
+        id: QueueId,
+        settlement: Settlement,
+        request_id: Option<String>,
+        again: Option<Again>,
+    ) {
+        let spool = self.spool.clone();
+        self.settlements.spawn(async move {
+            match spool.settle(id, settlement, request_id).await {
+                Ok(()) => Ok(again),
+                // An operator's deletion came first.
+                Err(SpoolError::NotFound(_)) => Ok(None),
+                Err(error) => Err(error),
+            }
+        });
+    }
+
+    fn settled(
+        &mut self,
+        settled: Result<Result<Option<Again>, SpoolError>, JoinError>,
+    ) -> Result<(), SpoolError> {
+        match settled {
+            Ok(Ok(Some(again))) => {
+                self.schedule.add(again.message, again.due, now());
+                Ok(())
+            }
+            Ok(Ok(None)) => Ok(()),
+            // An outcome that cannot be recorded would be forgotten by the next start: the message
+            // would go out again. So nothing more may go out.
+            Ok(Err(error)) => Err(error),
+            Err(error) => Err(SpoolError::Broken(error.to_string())),
+        }
+    }
+
+    /// Gives up what is beyond its lifetime while its mailbox, or Microsoft, does not work.
+    fn expire(&mut self, outcome: &Outcome) {
+        for id in self.schedule.expired(now()) {
+            self.schedule.remove(id, now());
+            let spool = self.spool.clone();
+            let metrics = self.metrics.clone();
+            let reason = verdict::expired(self.settings.delivery.lifetime, verdict::why(outcome));
+            self.settlements.spawn(async move {
+                let entry = match spool.begin_attempt(id).await {
+                    Ok((entry, _)) => entry,
+                    Err(SpoolError::NotFound(_) | SpoolError::Damaged(..)) => return Ok(None),
+                    Err(error) => return Err(error),
+                };
+                let submission = &entry.submission;
+                event::expired(
+                    &id,
+                    &submission.route.mailbox,
+                    &submission.envelope.reverse_path,
+                    entry.attempts,
+                    &reason,
+                );
+                count(&metrics.messages, "expired");
+                spool
+                    .settle(id, Settlement::Failed { reason }, None)
+                    .await
+                    .map(|()| None)
+            });
+        }
+    }
+
+    /// Brings a message back whose attempt could not be begun.
+    fn look_up_again(&mut self, id: QueueId) {
+        let spool = self.spool.clone();
+        let lifetime = self.settings.delivery.lifetime;
+        self.settlements.spawn(async move {
+            let due = now() + FULL_WAIT;
+            match spool.get(id).await {
+                Ok(entry) => Ok(Some(Again {
+                    message: message(&entry, lifetime),
+                    due,
+                })),
+                Err(SpoolError::NotFound(_)) => Ok(None),
+                Err(error) => Err(error),
+            }
+        });
+    }
+
+    /// Begins nothing more, and waits for what is under way.
+    async fn drain(mut self) -> Result<usize, SpoolError> {
+        let limit = self.settings.delivery.drain_timeout;
+        event::stopping(self.attempts.len(), limit);
+        let end = Instant::now() + limit;
+        let mut left = 0;
+        while !(self.attempts.is_empty() && self.settlements.is_empty()) {
+            tokio::select! {
+                Some(ended) = self.attempts.join_next_with_id() => self.ended(ended),
+                Some(settled) = self.settlements.join_next() => self.settled(settled)?,
+                () = tokio::time::sleep_until(end), if !self.attempts.is_empty() => {
+                    left = self.attempts.len();
+                    self.attempts.abort_all();
+                    self.attempts.detach_all();
+                }
+                // What is known by now must not be lost; but a full disk may never have room again.
+                () = tokio::time::sleep_until(end + SETTLE_TIMEOUT) => {
+                    return Ok(left + self.settlements.len());
+                }
+            }
+        }
+        Ok(left)
+    }
+
+    fn message(&self, entry: &Entry) -> Message {
+        message(entry, self.settings.delivery.lifetime)
+    }
+}
+
+fn message(entry: &Entry, lifetime: Duration) -> Message {
+    Message {
+        id: entry.id,
+        mailbox: entry.submission.route.mailbox.clone(),
+        size: entry.size,
+        expires: instant(entry.accepted, lifetime),
+    }
+}
+
+fn limits(settings: &config::Delivery) -> Limits {
+    Limits {
+        concurrency_per_mailbox: settings.concurrency_per_mailbox,
+        concurrency: settings.concurrency,
+        messages_per_minute: settings.messages_per_minute,
+    }
+}
+
+fn count(family: &Family<ResultLabel, Counter>, result: &'static str) {
+    family.get_or_create(&ResultLabel { result }).inc();
+}
+
+/// A number in 0..1. It spreads retries; nothing secret hangs on it.
+fn random() -> f64 {
+    // Every `RandomState` has keys of its own.
+    RandomState::new().hash_one(0u8) as f64 / u64::MAX as f64
+}
+
+fn now() -> std::time::Instant {
+    Instant::now().into_std()
+}
+
+/// How long ago; nothing where our clock has been set back.
+fn since(then: Timestamp) -> Duration {
+    Duration::try_from(Timestamp::now().duration_since(then)).unwrap_or(Duration::ZERO)
+}
+
+/// The instant of a point in time plus `after`. What lies too far back for this clock is now.
+fn instant(then: Timestamp, after: Duration) -> std::time::Instant {
+    let now = now();
+    let ahead = then.duration_since(Timestamp::now());
+    let at = match Duration::try_from(ahead) {
+        Ok(ahead) => now.checked_add(ahead),
+        Err(_) => now.checked_sub(ahead.unsigned_abs()),
+    };
+    at.unwrap_or(now).checked_add(after).unwrap_or(now)
+}
+
+/// The point in time of an instant.
+fn timestamp(instant: std::time::Instant) -> Timestamp {
+    let ahead = instant.saturating_duration_since(now());
+    Timestamp::now()
+        .checked_add(jiff::SignedDuration::try_from(ahead).unwrap_or(jiff::SignedDuration::MAX))
+        .unwrap_or(Timestamp::MAX)
+}
+
+async fn sleep_until(wake: Option<std::time::Instant>) {
+    match wake {
+        Some(instant) => tokio::time::sleep_until(instant.into()).await,
+        None => std::future::pending().await,
+    }
+}

@@ -97,6 +97,25 @@ pub enum Closes {
     Tenant,
 }
 
+impl Answer {
+    /// Whether Graph refused the request for the company it had, or for its rate: to send fewer at
+    /// once helps.
+    pub fn is_throttling(&self) -> bool {
+        let Answer::Response(response) = self else {
+            return false;
+        };
+        match response.code.as_deref().unwrap_or_default() {
+            "ApplicationThrottled"
+            | "TooManyRequests"
+            | "ErrorTooManyRequests"
+            | "CommandConcurrencyLimitReached" => true,
+            // A limit of the day is no matter of pace.
+            "ErrorExceededMessageLimit" | "ErrorSubmissionQuotaExceeded" => false,
+            _ => response.status == 429,
+        }
+    }
+}
+
 /// How long a throttled or unavailable mailbox is left alone where Graph does not say.
 const THROTTLED: Duration = Duration::from_secs(30);
 /// How long a mailbox over one of Exchange's daily limits is left alone; they are counted over a

@@ -1,0 +1,141 @@
+//! One attempt: read the message, convert it, send it.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::Semaphore;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::convert::{self, ConvertError, Order, Request};
+use crate::graph::client::Graph;
+use crate::outcome::Answer;
+use crate::spool::{Entry, QueueId, Spool, SpoolError};
+
+/// What messages on their way out may hold in memory, over all mailboxes.
+const MEMORY: u64 = 128 * 1024 * 1024;
+/// What one message holds: its content, the decoded parts, the request.
+const MEMORY_PER_OCTET: u64 = 4;
+/// The semaphore counts in these, for its permits are 32 bits wide.
+const PERMIT_OCTETS: u64 = 1024;
+
+/// Converting this many octets takes long enough to be no business of an async thread.
+const BLOCKING_OCTETS: usize = 128 * 1024;
+
+/// The memory shared by all attempts.
+pub(super) fn memory() -> Arc<Semaphore> {
+    Arc::new(Semaphore::new((MEMORY / PERMIT_OCTETS) as usize))
+}
+
+/// What came of an attempt.
+#[derive(Debug)]
+pub(super) enum Ended {
+    /// The message was not there, or not to be sent: nothing to settle.
+    NotBegun(Result<(), SpoolError>),
+    /// It was begun, and this came of it.
+    Begun(Box<Begun>),
+}
+
+/// An attempt that the spool knows of.
+#[derive(Debug)]
+pub(super) struct Begun {
+    pub entry: Entry,
+    pub result: AttemptResult,
+    /// From acceptance until the attempt began.
+    pub queued: Duration,
+    /// Reading and converting.
+    pub prepared: Duration,
+    /// From the request to the answer.
+    pub answered: Duration,
+}
+
+/// How far it got.
+#[derive(Debug)]
+pub(super) enum AttemptResult {
+    Answered(Answer),
+    /// It cannot be sent in any form.
+    Unsendable(ConvertError),
+    /// The conversion is defective. Another release may do better, so the message is kept.
+    Defect(String),
+}
+
+/// Makes one attempt. It is not begun once `stop` is cancelled.
+pub(super) async fn attempt(
+    id: QueueId,
+    size: u64,
+    spool: Spool,
+    graph: Graph,
+    memory: Arc<Semaphore>,
+    stop: CancellationToken,
+) -> Ended {
+    let permits = (size.min(MEMORY) * MEMORY_PER_OCTET).min(MEMORY) / PERMIT_OCTETS;
+    // The semaphore is never closed; if it were, nothing would be begun.
+    let _memory = tokio::select! {
+        permit = memory.acquire_many(permits as u32) => match permit {
+            Ok(permit) => permit,
+            Err(_) => return Ended::NotBegun(Ok(())),
+        },
+        () = stop.cancelled() => return Ended::NotBegun(Ok(())),
+    };
+    let start = Instant::now();
+    let (entry, content) = match spool.begin_attempt(id).await {
+        Ok(begun) => begun,
+        Err(error) => return Ended::NotBegun(Err(error)),
+    };
+    let queued = super::since(entry.accepted);
+    let (entry, request) = convert(entry, content).await;
+    let prepared = start.elapsed();
+    let asked = Instant::now();
+    let result = match request {
+        Ok(request) => {
+            AttemptResult::Answered(graph.send_mail(&entry.submission.route.mailbox, request).await)
+        }
+        Err(result) => result,
+    };
+    Ended::Begun(Box::new(Begun {
+        entry,
+        result,
+        queued,
+        prepared,
+        answered: asked.elapsed(),
+    }))
+}
+
+async fn convert(entry: Entry, content: Bytes) -> (Entry, Result<Request, AttemptResult>) {
+    if content.len() < BLOCKING_OCTETS {
+        let request = convert_now(&entry, &content);
+        return (entry, request);
+    }
+    let entry = Arc::new(entry);
+    let shared = entry.clone();
+    let request = tokio::task::spawn_blocking(move || convert_now(&shared, &content))
+        .await
+        // A blocking task is not cancelled, and a panic is caught inside.
+        .unwrap_or_else(|error| Err(AttemptResult::Defect(error.to_string())));
+    (Arc::unwrap_or_clone(entry), request)
+}
+
+fn convert_now(entry: &Entry, content: &[u8]) -> Result<Request, AttemptResult> {
+    let order = Order {
+        envelope: &entry.submission.envelope,
+        route: &entry.submission.route,
+        message_id: &entry.submission.message_id,
+    };
+    // No message may stop the others, not even one that finds a defect of ours.
+    match catch_unwind(AssertUnwindSafe(|| convert::convert(content, &order))) {
+        Ok(Ok(request)) => Ok(request),
+        Ok(Err(error)) => Err(AttemptResult::Unsendable(error)),
+        Err(panic) => Err(AttemptResult::Defect(words(panic.as_ref()))),
+    }
+}
+
+/// What a panic said.
+fn words(panic: &(dyn std::any::Any + Send)) -> String {
+    panic
+        .downcast_ref::<String>()
+        .cloned()
+        .or_else(|| panic.downcast_ref::<&str>().map(|&it| it.to_owned()))
+        .unwrap_or_default()
+}
