@@ -296,7 +296,7 @@ impl Cloud {
         );
         let http = process.wait_for("http://127.0.0.1:");
         let limits = serde_json::json!({
-            "concurrency": in_flight.max(4), "messages_per_minute": null, "requests_per_10_minutes": null,
+            "concurrency": in_flight.max(4), "requests_per_ten_minutes": null, "bytes_per_five_minutes": null,
         });
         let answer = reqwest::Client::new()
             .put(format!("{http}/sandbox/limits"))
