@@ -180,7 +180,10 @@ impl Service {
                     }
                     refused = Some(response);
                 }
-                Fate::Answered(response) => return Answer::Response(response),
+                Fate::Answered(response) => {
+                    self.tokens.accept(&token);
+                    return Answer::Response(response);
+                }
                 Fate::NotProcessed { why, .. } => return Answer::NotReached(why),
                 Fate::Lost(why) => return Answer::Lost(why),
             }

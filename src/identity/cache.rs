@@ -17,9 +17,6 @@ const CREDENTIAL_BACKOFF: (Duration, Duration) = (Duration::from_secs(30), Durat
 /// No Retry-After makes us wait longer.
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(3600);
 
-/// A token that Graph refuses so soon after it was issued was never any good.
-const REFUSED_EARLY: Duration = Duration::from_secs(300);
-
 /// What Entra ID granted.
 #[derive(Clone, Debug)]
 pub struct Grant {
@@ -52,14 +49,13 @@ pub enum Advice {
 pub struct Cache {
     held: Option<Held>,
     failure: Option<Failure>,
-    /// Tokens that Graph refused soon after they were issued, in a row.
+    /// Tokens in a row that Graph refused, with none in between that it took.
     refused: u32,
 }
 
 #[derive(Debug)]
 struct Held {
     token: Token,
-    granted: Instant,
     renew: Instant,
     expires: Instant,
     /// The end of its use while Entra ID is down.
@@ -102,7 +98,6 @@ impl Cache {
         self.failure = None;
         self.held = Some(Held {
             token: grant.token,
-            granted: now,
             renew: later(now, renew_in),
             expires: later(now, life),
             extended: later(now, grant.extended_expires_in.unwrap_or(life).max(life)),
@@ -119,14 +114,17 @@ impl Cache {
         });
     }
 
+    /// Notes that Graph took a token.
+    pub fn accepted(&mut self, token: &Token) {
+        if self.held.as_ref().is_some_and(|it| it.token == *token) {
+            self.refused = 0;
+        }
+    }
+
     /// Drops a token that Graph refused with 401; one that has been replaced meanwhile is gone
     /// already. The next one is asked for at once, unless new ones are refused again and again.
     pub fn rejected(&mut self, token: &Token, now: Instant) {
-        let Some(held) = self.held.take_if(|it| it.token == *token) else {
-            return;
-        };
-        if now.saturating_duration_since(held.granted) >= REFUSED_EARLY {
-            self.refused = 1;
+        if self.held.take_if(|it| it.token == *token).is_none() {
             return;
         }
         self.refused = self.refused.saturating_add(1);
@@ -344,12 +342,12 @@ mod tests {
         cache.rejected(&token("c"), later);
         assert_eq!(waits(&cache, later), Some(60));
 
-        // One that worked for a while was good: its end is news, not a habit.
+        // One that worked was good: its end is news, not a habit.
         let later = later + SECOND * 60;
         cache.granted(grant("d", 3600), later);
-        let revoked = later + SECOND * 1000;
-        cache.rejected(&token("d"), revoked);
-        assert_eq!(cache.advise(revoked), Advice::Ask);
+        cache.accepted(&token("d"));
+        cache.rejected(&token("d"), later);
+        assert_eq!(cache.advise(later), Advice::Ask);
     }
 
     #[test]

@@ -167,6 +167,11 @@ impl Tokens {
         })
     }
 
+    /// Notes that Graph took a token, whatever it thought of the request.
+    pub fn accept(&self, token: &Token) {
+        self.0.cache().accepted(token);
+    }
+
     /// Takes back a token that Graph refused with 401, so that it is not used again.
     pub fn reject(&self, token: &Token) {
         self.0.cache().rejected(token, Instant::now());
