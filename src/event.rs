@@ -36,6 +36,41 @@ pub fn set_aside(path: &Path) {
     warn!(target: "graphpost", path = %path.display(), "set aside a file of the queue that cannot be understood");
 }
 
+/// A message's content is not what was accepted; it waits for the operator.
+pub fn damaged(id: &dyn Display, why: &str) {
+    error!(target: "graphpost", id = %id, why, "content damaged; held for the operator");
+}
+
+/// A row of the queue cannot be understood, and is left out of what is shown.
+pub fn row_unreadable(row: i64, why: &dyn Display) {
+    error!(target: "graphpost", row, why = %why, "a row of the queue cannot be understood; it is set aside at the next start");
+}
+
+/// The queue is on a file system that forgets everything when the machine stops.
+pub fn spool_in_memory(directory: &Path) {
+    warn!(target: "graphpost", path = %directory.display(), "the queue is on a file system in memory (tmpfs): a restart of the machine loses accepted mail");
+}
+
+/// A content file that is not needed any more cannot be removed.
+pub fn content_not_removed(path: &Path, why: &dyn Display) {
+    warn!(target: "graphpost", path = %path.display(), why = %why, "content file not removed; it is swept at the next start");
+}
+
+/// The free space of the queue's file system cannot be found out.
+pub fn spool_not_measured(directory: &Path, why: &dyn Display) {
+    warn!(target: "graphpost", path = %directory.display(), why = %why, "free space unknown");
+}
+
+/// The queue's database was not closed in order; the next start recovers it.
+pub fn spool_not_closed(directory: &Path, why: &str) {
+    warn!(target: "graphpost", path = %directory.display(), why, "queue not closed in order; the next start recovers it");
+}
+
+/// A failed message was kept for as long as it should be.
+pub fn failed_message_removed(id: &dyn Display, kept: Duration) {
+    info!(target: "graphpost", id = %id, kept = kept.as_secs_f64(), "failed message removed");
+}
+
 /// The queue cannot be written; the process ends.
 pub fn spool_broken(why: &str) {
     error!(target: "graphpost", why, "the queue is broken; stopping, because what cannot be stored must not be accepted");

@@ -82,8 +82,11 @@ pub struct Metrics {
     pub spool_free_bytes: Gauge,
     /// How long one durable commit of the queue takes, whatever the number of messages in it.
     pub spool_commit_duration_seconds: Histogram,
-    /// Messages made durable by those commits; over their count it is the group commit's size.
+    /// Changes of messages made durable by those commits; over their count it is the group commit's
+    /// size.
     pub spool_commits: Counter,
+    /// Calls of fsync and fdatasync for the queue: the price of those messages.
+    pub spool_syncs: Counter,
     /// Attempts by how they ended: `sent`, `deferred`, `held`, `failed`, `unknown`.
     pub delivery_attempts: Family<ResultLabel, Counter>,
     /// Messages by how they left the queue: `sent`, `failed`, `expired`, `deleted`.
@@ -161,6 +164,11 @@ impl Metrics {
             spool_commits: register!(
                 "spool_committed_messages",
                 "Messages made durable",
+                Counter::default()
+            ),
+            spool_syncs: register!(
+                "spool_syncs",
+                "Calls of fsync and fdatasync for the queue",
                 Counter::default()
             ),
             delivery_attempts: register!(

@@ -317,6 +317,15 @@ pub struct Recovery {
     pub took: Duration,
 }
 
+/// What tidying has removed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tidied {
+    /// Records of sent and failed messages.
+    pub removed: u64,
+    /// Pages of the database given back to the file system.
+    pub pages: u64,
+}
+
 /// Why the spool cannot take or give something.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SpoolError {
@@ -327,6 +336,8 @@ pub enum SpoolError {
     /// [`Spool::broken`](super::Spool::broken) tells, and the process must end: what the kernel
     /// still holds in memory can no longer be trusted.
     Broken(String),
+    /// This one thing did not work, and nothing was changed: 451 4.3.0. The queue goes on.
+    Failed(String),
     /// There is no such message, or it waits for no attempt.
     NotFound(QueueId),
     /// That cannot be done to a message in this state.
@@ -342,6 +353,7 @@ impl fmt::Display for SpoolError {
         match self {
             SpoolError::Full(why) => write!(f, "the queue is full: {why}"),
             SpoolError::Broken(why) => write!(f, "the queue takes nothing more: {why}"),
+            SpoolError::Failed(why) => write!(f, "the queue could not do it: {why}"),
             SpoolError::NotFound(id) => write!(f, "there is no message {id} waiting in the queue"),
             SpoolError::Refused(id, State::Sending) => {
                 write!(
