@@ -6,6 +6,7 @@
 
 pub mod addresses;
 pub mod charset;
+pub mod content;
 pub mod fields;
 pub mod parameters;
 pub mod transfer;

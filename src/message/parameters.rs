@@ -13,8 +13,18 @@ const MAX_PARAMETERS: usize = 200;
 pub struct Parameterized {
     /// What stands before the first semicolon, in lower case, without comments and white space.
     pub value: String,
-    /// Names in lower case, without `*` and section numbers; the first of equal names counts.
-    parameters: Vec<(String, String)>,
+    /// The first of equal names counts.
+    parameters: Vec<Parameter>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Parameter {
+    /// In lower case, without `*` and section numbers.
+    name: String,
+    /// Decoded, on one line.
+    value: String,
+    /// As it stands, without quotes: boundaries are octets, not text.
+    octets: Vec<u8>,
 }
 
 impl Parameterized {
@@ -38,8 +48,12 @@ impl Parameterized {
         }
         let mut parameters = Vec::new();
         for section in &sections {
-            if !parameters.iter().any(|(name, _)| *name == section.name) {
-                parameters.push((section.name.clone(), join(&section.name, &sections)));
+            if !parameters.iter().any(|it: &Parameter| it.name == section.name) {
+                parameters.push(Parameter {
+                    name: section.name.clone(),
+                    value: join(&section.name, &sections),
+                    octets: section.octets.clone(),
+                });
             }
         }
         Parameterized {
@@ -50,10 +64,14 @@ impl Parameterized {
 
     /// The decoded value of a parameter (name in lower case).
     pub fn get(&self, name: &str) -> Option<&str> {
-        self.parameters
-            .iter()
-            .find(|(it, _)| it == name)
-            .map(|(_, value)| value.as_str())
+        let parameter = self.parameters.iter().find(|it| it.name == name)?;
+        Some(&parameter.value)
+    }
+
+    /// The octets of a parameter (name in lower case) as they stand, without quotes.
+    pub fn octets(&self, name: &str) -> Option<&[u8]> {
+        let parameter = self.parameters.iter().find(|it| it.name == name)?;
+        Some(&parameter.octets)
     }
 }
 
