@@ -1,8 +1,18 @@
 //! RFC 5322/MIME message → Graph message. Pure.
 
+mod body;
+mod headers;
+mod json;
+mod mime;
+mod names;
+mod recipients;
+
+use std::fmt;
+
 use bytes::Bytes;
 
 use crate::envelope::{Envelope, Route};
+use crate::graph::resource;
 
 /// What a conversion needs besides the content.
 #[derive(Clone, Copy, Debug)]
@@ -29,16 +39,38 @@ pub enum Request {
 pub enum ConvertError {
     /// The request would be larger than Graph takes.
     TooLarge {
-        /// Octets of the request.
+        /// Octets of the request: of as much of it as it took to know.
         request: usize,
         /// The most that Graph takes.
         limit: usize,
     },
 }
 
+impl fmt::Display for ConvertError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ConvertError::TooLarge { request, limit } => write!(
+                f,
+                "the message is too large to be sent in one request to Microsoft Graph \
+                 (at least {request} octets; {limit} fit)"
+            ),
+        }
+    }
+}
+
+impl std::error::Error for ConvertError {}
+
 /// Converts a message as it was received into the request that sends it. Never panics, and never
 /// drops a part it does not understand.
-pub fn convert(content: &[u8], order: &Order<'_>) -> Result<Request, ConvertError> {
-    let _ = (content, order);
-    todo!()
+///
+/// # Errors
+/// [`ConvertError`] says why the message cannot be sent at all.
+pub fn convert(content: &Bytes, order: &Order<'_>) -> Result<Request, ConvertError> {
+    let root = mime::Part::parse(content);
+    let message = json::message(content, &root, order);
+    let limit = resource::MAX_REQUEST_OCTETS;
+    match message.send_mail(order.route.save_to_sent_items, limit) {
+        Ok(request) => Ok(Request::Json(request)),
+        Err(request) => Err(ConvertError::TooLarge { request, limit }),
+    }
 }

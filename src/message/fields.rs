@@ -232,9 +232,10 @@ fn name(line: &[u8]) -> Option<(String, usize)> {
 
 /// Whether a name is that of a header field, rather than a word before a colon.
 fn is_known(name: &str) -> bool {
-    ["x-", "content-", "resent-", "list-"]
+    ["x-", "content-", "resent-", "list-", "return-", "thread-"]
         .iter()
         .any(|prefix| name.starts_with(prefix))
+        || matches!(name, "precedence" | "user-agent")
         || !matches!(HeaderName::parse(name), None | Some(HeaderName::Other(_)))
 }
 
