@@ -117,7 +117,7 @@ async fn convert(entry: Entry, content: Bytes) -> (Entry, Result<Request, Attemp
     (Arc::unwrap_or_clone(entry), request)
 }
 
-fn convert_now(entry: &Entry, content: &[u8]) -> Result<Request, AttemptResult> {
+fn convert_now(entry: &Entry, content: &Bytes) -> Result<Request, AttemptResult> {
     let order = Order {
         envelope: &entry.submission.envelope,
         route: &entry.submission.route,
