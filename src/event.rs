@@ -115,11 +115,6 @@ impl Attempt<'_> {
     }
 }
 
-/// The content of a message is not what was stored.
-pub fn damaged(id: &dyn Display, why: &str) {
-    error!(target: "graphpost", id = %id, why, "content damaged; held");
-}
-
 /// The queue could not record an attempt, so none was made.
 pub fn not_begun(id: &dyn Display, why: &dyn Display) {
     warn!(target: "graphpost", id = %id, why = %why, "attempt not begun");
