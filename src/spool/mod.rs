@@ -276,7 +276,6 @@ impl Spool {
                 self.shared
                     .change(Change::SetDamaged { id, why: why.clone() })
                     .await?;
-                event::damaged(&id, &why);
                 Err(SpoolError::Damaged(id, why))
             }
             Err(error) => Err(error),
