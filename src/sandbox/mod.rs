@@ -8,13 +8,14 @@
 //! POST /{tenant}/oauth2/v2.0/token               entra
 //! POST /v1.0/users/{mailbox}/sendMail …          graph
 //! GET  /sandbox/messages …                       control
-//! GET  /                                         page, the inbox
+//! GET  /                                         inbox
 //! ```
 
 mod control;
 mod entra;
 mod fault;
 mod graph;
+mod inbox;
 mod limits;
 mod mail;
 mod tenant;
@@ -328,6 +329,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 fn routes(world: Arc<World>) -> Router {
     Router::new()
         .merge(control::router())
+        .merge(inbox::router())
         .route("/{tenant}/oauth2/v2.0/token", any(token))
         .fallback(graph)
         .with_state(world)

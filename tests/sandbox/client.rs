@@ -257,6 +257,16 @@ pub async fn verdict(request: reqwest::RequestBuilder) -> (u16, String) {
     (status, code.unwrap_or_default())
 }
 
+/// RFC 3986 §2.1, every octet that is not unreserved.
+pub fn escape(text: &str) -> String {
+    text.bytes()
+        .map(|byte| match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' => (byte as char).to_string(),
+            _ => format!("%{byte:02X}"),
+        })
+        .collect()
+}
+
 /// A form by RFC 3986 escapes, every octet that is not unreserved.
 pub trait FormExt {
     fn send_form(self, form: &[(&str, &str)]) -> reqwest::RequestBuilder;
@@ -264,16 +274,6 @@ pub trait FormExt {
 
 impl FormExt for reqwest::RequestBuilder {
     fn send_form(self, form: &[(&str, &str)]) -> reqwest::RequestBuilder {
-        let escape = |text: &str| -> String {
-            text.bytes()
-                .map(|byte| match byte {
-                    b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' => {
-                        (byte as char).to_string()
-                    }
-                    _ => format!("%{byte:02X}"),
-                })
-                .collect()
-        };
         let body: Vec<String> = form
             .iter()
             .map(|(name, value)| format!("{}={}", escape(name), escape(value)))

@@ -2,5 +2,8 @@
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod client;
+mod draft;
+mod fault;
 mod mail;
+mod page;
 mod token;
