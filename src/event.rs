@@ -36,6 +36,11 @@ pub fn set_aside(path: &Path) {
     warn!(target: "graphpost", path = %path.display(), "set aside a file of the queue that cannot be understood");
 }
 
+/// A message's content is not what was accepted; it waits for the operator.
+pub fn damaged(id: &dyn Display, why: &str) {
+    error!(target: "graphpost", id = %id, why, "content damaged; held for the operator");
+}
+
 /// A row of the queue cannot be understood, and is left out of what is shown.
 pub fn row_unreadable(row: i64, why: &dyn Display) {
     error!(target: "graphpost", row, why = %why, "a row of the queue cannot be understood; it is set aside at the next start");
