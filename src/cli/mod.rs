@@ -1,1 +1,3 @@
 //! The command line: one file a command group.
+
+pub mod cert;

@@ -456,7 +456,7 @@ impl Found {
         }
         let key = match PKey::private_key_from_der(content) {
             Ok(key) => key,
-            Err(_) => read_key(password, &|it| {
+            Err(_) => read_key(password, |it| {
                 PKey::private_key_from_pkcs8_passphrase(content, it)
             })
             .map_err(|error| match error {
@@ -488,7 +488,7 @@ impl Found {
                     let encrypted = label.starts_with(b"ENCRYPTED")
                         || find(section.pem, b"Proc-Type: 4,ENCRYPTED").is_some();
                     let password = if encrypted { password } else { Some("") };
-                    let key = read_key(password, &|it| {
+                    let key = read_key(password, |it| {
                         PKey::private_key_from_pem_passphrase(section.pem, it)
                     })
                     .map_err(|error| match error {
@@ -578,7 +578,7 @@ enum KeyError {
 
 fn read_key(
     password: Option<&str>,
-    read: &dyn Fn(&[u8]) -> Result<PKey<Private>, ErrorStack>,
+    read: impl Fn(&[u8]) -> Result<PKey<Private>, ErrorStack>,
 ) -> Result<PKey<Private>, KeyError> {
     with_legacy(|| read(password.unwrap_or_default().as_bytes())).map_err(|error| match reasons(&error) {
         it if it.wrong_password => KeyError::Other(wrong_password(password)),
