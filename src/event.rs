@@ -26,9 +26,9 @@ pub fn ready(version: &str, started_in: Duration) {
     info!(target: "graphpost", version, took = started_in.as_secs_f64(), "ready");
 }
 
-/// What opening the queue found, where it found anything.
-pub fn recovery(queued: u64, interrupted: u64, orphans: u64) {
-    info!(target: "graphpost", queued, interrupted, orphans, "queue opened");
+/// What opening the queue found.
+pub fn recovery(queued: u64, interrupted: u64, orphans: u64, took: Duration) {
+    info!(target: "graphpost", queued, interrupted, orphans, took = took.as_secs_f64(), "queue opened");
 }
 
 /// Something in the queue's directory could not be understood and was set aside.
@@ -270,6 +270,11 @@ pub fn reload_refused(path: &Path, why: &str) {
     error!(target: "graphpost", path = %path.display(), why, "configuration not reloaded; the running one stays");
 }
 
+/// A listener's new certificate cannot be used.
+pub fn certificate_kept(listener: &str, why: &dyn Display) {
+    error!(target: "graphpost", listener, why = %why, "certificate not reloaded; the old one stays in use");
+}
+
 /// A reload changed what only a restart can change.
 pub fn needs_a_restart(what: &str) {
     warn!(target: "graphpost", what, "changed, but needs a restart to take effect");
@@ -294,6 +299,11 @@ pub fn defect(what: &str, why: &dyn Display) {
 /// The operator did something to messages.
 pub fn operator(action: &str, ids: &[String], who: &str, why: Option<&str>) {
     info!(target: "graphpost", action, count = ids.len(), ids = ids.join(","), who, why, "operator");
+}
+
+/// The operator had all that waits tried now.
+pub fn flushed(count: usize, who: &str, why: &str) {
+    info!(target: "graphpost", action = "flush", count, who, why, "operator");
 }
 
 /// The control socket cannot be used; everything else works.

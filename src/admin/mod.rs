@@ -11,10 +11,12 @@
 //! | `/api/queue` | entries, oldest first; `state`, `sender`, `mailbox`, `recipient`, `after`, `limit` |
 //! | `/api/queue/{id}` | one entry |
 //!
-//! The same router serves the control socket, where `POST /api/queue` acts on messages too: who may
-//! open the socket may steer the queue. The TCP address only shows.
+//! The same router serves the control socket, where `POST /api/queue` acts on messages and
+//! `POST /api/flush` has all that waits tried now: who may open the socket may steer the queue. The TCP
+//! address only shows.
 
 mod page;
+pub mod server;
 
 use std::sync::Arc;
 
@@ -28,6 +30,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
+use crate::delivery::{self, Control};
 use crate::event;
 use crate::metrics::{Metrics, StateLabel, StateValue};
 use crate::spool::{Action, Counts, Entry, Filter, QueueId, Spool, SpoolError, State};
@@ -44,6 +47,8 @@ pub struct Admin {
     pub metrics: Arc<Metrics>,
     /// Whether all listeners accept: true from readiness until the stop begins.
     pub listening: watch::Receiver<bool>,
+    /// What the delivery is doing.
+    pub delivery: Control,
 }
 
 /// Where the router is served.
@@ -61,7 +66,11 @@ pub fn router(admin: Admin, surface: Surface) -> Router {
         Surface::Address => get(list),
         Surface::ControlSocket => get(list).merge(post(act)),
     };
-    let router = Router::new()
+    let mut router = Router::new();
+    if surface == Surface::ControlSocket {
+        router = router.route("/api/flush", post(flush));
+    }
+    let router = router
         .route("/", get(status_page))
         .route("/metrics", get(metrics))
         .route("/livez", get(|| async { "ok\n" }))
@@ -79,7 +88,7 @@ pub fn router(admin: Admin, surface: Surface) -> Router {
 }
 
 /// Whether mail is accepted, and how much waits.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Status {
     /// Whether mail is accepted durably.
     pub ready: bool,
@@ -93,8 +102,14 @@ pub struct Status {
     pub oldest: Option<Timestamp>,
     /// Free octets on the spool's file system.
     pub free_bytes: u64,
+    /// What the delivery is doing; absent while it is stopping.
+    pub delivery: Option<delivery::State>,
+    /// When the token in use ends.
+    pub token_expires: Option<Timestamp>,
+    /// When the application's certificate ends.
+    pub credential_expires: Option<Timestamp>,
     /// This program's version.
-    pub version: &'static str,
+    pub version: String,
 }
 
 impl Admin {
@@ -121,7 +136,10 @@ impl Admin {
             bytes: statistics.bytes,
             oldest: statistics.oldest,
             free_bytes: statistics.free_bytes,
-            version: env!("CARGO_PKG_VERSION"),
+            delivery: self.delivery.state().await,
+            token_expires: point(self.metrics.token_expiry_timestamp_seconds.get()),
+            credential_expires: point(self.metrics.credential_expiry_timestamp_seconds.get()),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
         })
     }
 }
@@ -156,6 +174,13 @@ async fn metrics(Shared(admin): Shared<Admin>) -> Response {
     }
     let content_type = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     ([(header::CONTENT_TYPE, content_type)], admin.metrics.encode()).into_response()
+}
+
+/// A gauge that holds a point in time; zero while there is none.
+fn point(seconds: i64) -> Option<Timestamp> {
+    (seconds != 0)
+        .then(|| Timestamp::from_second(seconds).ok())
+        .flatten()
 }
 
 fn gauge(value: u64) -> i64 {
@@ -314,6 +339,56 @@ async fn act(Shared(admin): Shared<Admin>, Json(order): Json<Act>) -> Response {
         })
         .collect();
     Json(acted).into_response()
+}
+
+/// What `POST /api/flush` on the control socket takes.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Flush {
+    /// Who does it.
+    pub who: String,
+    /// Why.
+    pub reason: String,
+}
+
+/// What flushing did.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Flushed {
+    /// Messages that are now due.
+    pub messages: usize,
+}
+
+/// Makes due all messages that wait for a time, and lets what is held for a credential or a permission
+/// try one message. What waits for `Retry-After` goes on waiting: to come back earlier only makes
+/// Microsoft's wait longer.
+async fn flush(Shared(admin): Shared<Admin>, Json(order): Json<Flush>) -> Response {
+    let mut flushed = 0;
+    let mut after = None;
+    loop {
+        let filter = Filter {
+            states: vec![State::Queued, State::Held],
+            after,
+            limit: MAX_ENTRIES,
+            ..Filter::default()
+        };
+        let entries = match admin.spool.list(filter).await {
+            Ok(entries) => entries,
+            Err(error) => return failure(&error),
+        };
+        let Some(last) = entries.last() else { break };
+        after = Some(last.id);
+        // What the operator has put on hold has no time to wait for, and stays there.
+        let ids: Vec<QueueId> = entries
+            .iter()
+            .filter(|it| it.due.is_some())
+            .map(|it| it.id)
+            .collect();
+        let results = admin.spool.act_on_all(&ids, Action::Retry, &order.reason).await;
+        flushed += results.iter().filter(|(_, it)| it.is_ok()).count();
+    }
+    admin.delivery.probe().await;
+    event::flushed(flushed, &order.who, &order.reason);
+    Json(Flushed { messages: flushed }).into_response()
 }
 
 fn failure(error: &SpoolError) -> Response {

@@ -8,10 +8,14 @@ use std::fmt::{self, Write};
 use jiff::Timestamp;
 
 use super::Status;
+use crate::delivery::{self, Closed};
 use crate::spool::{Entry, State};
 
 /// The most messages shown; the command line and the JSON API show all.
 pub(super) const MAX_ROWS: usize = 200;
+
+/// The most mailboxes shown.
+const MAX_LANES: usize = 100;
 
 const STYLE: &str = "\
 :root{color-scheme:light dark;--ok:#1a7f37;--bad:#c62828;--line:#8884;--dim:#8889}\
@@ -50,6 +54,7 @@ fn write(html: &mut String, status: &Status, entries: &[Entry], now: Timestamp) 
             write!(html, "</ul>")?;
         }
     }
+    microsoft(html, status, now)?;
     write!(html, "<dl>")?;
     for state in State::ALL {
         write!(
@@ -68,6 +73,10 @@ fn write(html: &mut String, status: &Status, entries: &[Entry], now: Timestamp) 
         octets(status.bytes),
         octets(status.free_bytes)
     )?;
+    if let Some(delivery) = &status.delivery {
+        lanes(html, delivery, now)?;
+        troubles(html, delivery, now)?;
+    }
     write!(html, "<h2>Messages not sent</h2>")?;
     if entries.is_empty() {
         write!(html, "<p>None.</p>")?;
@@ -91,8 +100,99 @@ fn write(html: &mut String, status: &Status, entries: &[Entry], now: Timestamp) 
     write!(
         html,
         "<footer>graphpost {}</footer></html>",
-        Escaped(status.version)
+        Escaped(&status.version)
     )
+}
+
+/// The way out: whether it is open, and the two things that end.
+fn microsoft(html: &mut String, status: &Status, now: Timestamp) -> fmt::Result {
+    match status.delivery.as_ref().map(|it| &it.closed) {
+        None => {}
+        Some(None) => write!(html, "<p class='state ok'>Sending.</p>")?,
+        Some(Some(closed)) => write!(
+            html,
+            "<p class='state bad'>Not sending: {}.</p>",
+            Escaped(&because(closed, now))
+        )?,
+    }
+    for (what, end) in [
+        ("certificate", status.credential_expires),
+        ("token", status.token_expires),
+    ] {
+        let Some(end) = end else { continue };
+        let seconds = end.duration_since(now).as_secs();
+        match seconds > 0 {
+            true => write!(html, "<p>The application's {what} ends in {}.</p>", span(seconds))?,
+            false => write!(html, "<p class='state bad'>The application's {what} has ended.</p>")?,
+        }
+    }
+    Ok(())
+}
+
+fn because(closed: &Closed, now: Timestamp) -> String {
+    let why = match closed.because.as_str() {
+        "hold" => "something must be mended",
+        "outage" => "an outage",
+        other => other,
+    };
+    let seconds = closed.until.duration_since(now).as_secs();
+    match seconds > 0 {
+        true => format!("{why}; next try in {}", span(seconds)),
+        false => format!("{why}; trying now"),
+    }
+}
+
+fn lanes(html: &mut String, delivery: &delivery::State, now: Timestamp) -> fmt::Result {
+    if delivery.lanes.is_empty() {
+        return Ok(());
+    }
+    write!(
+        html,
+        "<h2>Mailboxes</h2><div class=scroll><table><tr><th>mailbox<th>waiting<th>in flight<th>at most\
+         <th>last minute<th>state"
+    )?;
+    // Those in trouble first.
+    let mut lanes: Vec<_> = delivery.lanes.iter().collect();
+    lanes.sort_by_key(|lane| (lane.closed.is_none(), std::cmp::Reverse(lane.waiting)));
+    for lane in lanes.into_iter().take(MAX_LANES) {
+        let state = lane
+            .closed
+            .as_ref()
+            .map_or_else(String::new, |it| because(it, now));
+        write!(
+            html,
+            "<tr><td>{}<td>{}<td>{}<td>{}<td>{}<td>{}",
+            Escaped(&lane.mailbox),
+            lane.waiting,
+            lane.in_flight,
+            lane.window,
+            lane.in_last_minute,
+            Escaped(&state)
+        )?;
+    }
+    write!(html, "</table></div>")
+}
+
+fn troubles(html: &mut String, delivery: &delivery::State, now: Timestamp) -> fmt::Result {
+    if delivery.troubles.is_empty() {
+        return Ok(());
+    }
+    write!(
+        html,
+        "<h2>Last troubles</h2><div class=scroll><table><tr><th>ago<th>id<th>mailbox<th>result<th>reason"
+    )?;
+    for trouble in delivery.troubles.iter().rev() {
+        write!(
+            html,
+            "<tr><td>{}<td class=id>{}<td>{}<td>{}<td class=reason>{}",
+            span(now.duration_since(trouble.at).as_secs()),
+            Escaped(&trouble.id),
+            Escaped(&trouble.mailbox),
+            Escaped(&trouble.result),
+            Escaped(&trouble.reason)
+        )?;
+    }
+    write!(html, "</table></div>")
 }
 
 fn row(html: &mut String, entry: &Entry, now: Timestamp) -> fmt::Result {
@@ -189,7 +289,10 @@ mod tests {
             bytes: 1_500_000,
             oldest: Some(time("2026-11-24T08:00:00Z")),
             free_bytes: 80_000_000_000,
-            version: "0.1.0",
+            delivery: None,
+            token_expires: None,
+            credential_expires: None,
+            version: "0.1.0".to_owned(),
         }
     }
 
