@@ -4,8 +4,16 @@
 //! SASL exchanges, [`data`] finds the end of mail data, [`session`] holds the dialogue, [`reply`]
 //! has every answer.
 
+mod connection;
+mod listener;
+
 pub mod auth;
 pub mod command;
 pub mod data;
+mod lines;
 pub mod reply;
 pub mod session;
+pub mod tls;
+
+pub use connection::Connection;
+pub use listener::{BindError, Handle, Listener, Server, Shared};

@@ -1,0 +1,654 @@
+//! Listens, admits connections within the limits, and gives each a task of its own.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::Duration;
+
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::gauge::Gauge;
+use tokio::io::AsyncWriteExt;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::task::{JoinError, JoinSet};
+use tokio::time::{Instant, timeout};
+use tokio_util::sync::CancellationToken;
+
+use crate::accounts::{Accounts, Login};
+use crate::config::{self, Config, TlsMode};
+use crate::event;
+use crate::identity::credential::CredentialError;
+use crate::metrics::{ListenerLabel, ListenerResult, Metrics};
+use crate::policy::Policy;
+use crate::smtp::connection::{self, Connection};
+use crate::smtp::reply::{self, Reply};
+use crate::smtp::session::{Session, Terms};
+use crate::smtp::tls::{self, Stream, Tls};
+use crate::spool::Spool;
+
+/// The wait after the first failed accept, doubled after each further one. Without it, a process out
+/// of file descriptors spins.
+const BACKOFF_FIRST: Duration = Duration::from_millis(5);
+/// The longest wait between two accepts.
+const BACKOFF_MAX: Duration = Duration::from_secs(1);
+
+/// How long a client that is not admitted gets to read why.
+const REFUSAL_TIME: Duration = Duration::from_secs(2);
+
+/// Clients that are told at once why they are not admitted; further ones are told nothing. A refusal
+/// takes a file descriptor as a connection does.
+const MAX_REFUSALS: usize = 64;
+
+/// Refused connections are logged no more often than this.
+const REFUSAL_LOG_INTERVAL: Duration = Duration::from_secs(1);
+
+/// What all listeners share.
+pub struct Shared {
+    policy: RwLock<Arc<Policy>>,
+    accounts: RwLock<Option<Accounts>>,
+    /// Where mail goes.
+    pub(super) spool: Spool,
+    metrics: Arc<Metrics>,
+}
+
+impl Shared {
+    /// The policy in force.
+    pub(super) fn policy(&self) -> Arc<Policy> {
+        Arc::clone(&self.policy.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// The accounts in force.
+    pub(super) fn accounts(&self) -> Option<Accounts> {
+        self.accounts
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+}
+
+/// One listener and all that its connections need.
+pub struct Listener {
+    /// What it offers and limits.
+    pub(super) terms: Arc<Terms>,
+    /// Present where TLS is spoken.
+    pub(super) tls: Option<Tls>,
+    pub(super) shared: Arc<Shared>,
+    connections: Counter,
+    sessions: Gauge,
+}
+
+impl Listener {
+    fn new(terms: Terms, tls: Option<Tls>, shared: Arc<Shared>) -> Listener {
+        let label = ListenerLabel {
+            listener: terms.listener.name.clone(),
+        };
+        Listener {
+            connections: shared.metrics.smtp_connections.get_or_create_owned(&label),
+            sessions: shared.metrics.smtp_sessions.get_or_create_owned(&label),
+            terms: Arc::new(terms),
+            tls,
+            shared,
+        }
+    }
+
+    pub(super) fn count_rejection(&self, reason: &'static str) {
+        self.shared
+            .metrics
+            .smtp_rejections
+            .get_or_create(&self.result(reason))
+            .inc();
+    }
+
+    pub(super) fn count_message(&self, accepted: bool) {
+        let result = if accepted { "accepted" } else { "refused" };
+        self.shared
+            .metrics
+            .smtp_messages
+            .get_or_create(&self.result(result))
+            .inc();
+    }
+
+    pub(super) fn count_login(&self, login: &Login) {
+        let result = match login {
+            Login::Accepted(_) => "ok",
+            Login::Refused => "failed",
+            Login::Unavailable => "unavailable",
+        };
+        self.shared
+            .metrics
+            .smtp_auth
+            .get_or_create(&self.result(result))
+            .inc();
+    }
+
+    fn result(&self, result: &'static str) -> ListenerResult {
+        ListenerResult {
+            listener: self.terms.listener.name.clone(),
+            result,
+        }
+    }
+
+    fn name(&self) -> &str {
+        &self.terms.listener.name
+    }
+}
+
+/// Listeners that are bound: clients can connect, and are served once [`Server::run`] runs.
+pub struct Server {
+    bound: Vec<(TcpListener, SocketAddr, Arc<Listener>)>,
+    limits: Arc<Limits>,
+    shared: Arc<Shared>,
+}
+
+/// Changes a server while it runs. Sessions under way go on with what is new at their next command,
+/// except for certificates: those are for new handshakes.
+#[derive(Clone)]
+pub struct Handle {
+    shared: Arc<Shared>,
+    listeners: Vec<Arc<Listener>>,
+}
+
+impl Server {
+    /// Opens the certificates and binds all addresses, or none.
+    ///
+    /// # Errors
+    /// [`BindError`] names the listener and the fix.
+    pub async fn bind(
+        config: &Config,
+        policy: Arc<Policy>,
+        accounts: Option<Accounts>,
+        spool: Spool,
+        metrics: Arc<Metrics>,
+    ) -> Result<Server, BindError> {
+        let shared = Arc::new(Shared {
+            policy: RwLock::new(policy),
+            accounts: RwLock::new(accounts),
+            spool,
+            metrics,
+        });
+        let mut bound = Vec::with_capacity(config.listeners.len());
+        for listener in &config.listeners {
+            let failed = |why| BindError {
+                listener: listener.name.clone(),
+                address: listener.address,
+                why,
+            };
+            let tls = match &listener.certificate {
+                Some(credential) if listener.tls != TlsMode::None => Some(
+                    open_tls(credential)
+                        .await
+                        .map_err(|error| failed(Why::Certificate(error)))?,
+                ),
+                _ => None,
+            };
+            let socket = TcpListener::bind(listener.address)
+                .await
+                .map_err(|error| failed(Why::Socket(error)))?;
+            let address = socket.local_addr().map_err(|error| failed(Why::Socket(error)))?;
+            let terms = Terms {
+                listener: listener.clone(),
+                smtp: config.smtp.clone(),
+            };
+            bound.push((
+                socket,
+                address,
+                Arc::new(Listener::new(terms, tls, Arc::clone(&shared))),
+            ));
+        }
+        Ok(Server {
+            bound,
+            limits: Arc::new(Limits::new(&config.smtp)),
+            shared,
+        })
+    }
+
+    /// Where each listener listens, in the order of the configuration. Port 0 has become a real one.
+    pub fn addresses(&self) -> Vec<SocketAddr> {
+        self.bound.iter().map(|(_, address, _)| *address).collect()
+    }
+
+    /// What changes the server while it runs.
+    pub fn handle(&self) -> Handle {
+        Handle {
+            shared: Arc::clone(&self.shared),
+            listeners: self
+                .bound
+                .iter()
+                .map(|(_, _, listener)| Arc::clone(listener))
+                .collect(),
+        }
+    }
+
+    /// Serves until `stopping` is cancelled. Then no connection is accepted any more, idle clients
+    /// are told 421, and mail data under way may come to its end within `grace`.
+    pub async fn run(self, stopping: CancellationToken, grace: Duration) {
+        let mut listeners = JoinSet::new();
+        for (socket, _, listener) in self.bound {
+            listeners.spawn(listen(
+                socket,
+                listener,
+                Arc::clone(&self.limits),
+                stopping.clone(),
+                grace,
+            ));
+        }
+        while let Some(ended) = listeners.join_next().await {
+            report("listener", ended);
+        }
+    }
+}
+
+impl Handle {
+    /// Puts another sender table in force.
+    pub fn set_policy(&self, policy: Arc<Policy>) {
+        *self.shared.policy.write().unwrap_or_else(PoisonError::into_inner) = policy;
+    }
+
+    /// Puts other accounts in force. Clients that have logged in stay logged in.
+    pub fn set_accounts(&self, accounts: Option<Accounts>) {
+        *self
+            .shared
+            .accounts
+            .write()
+            .unwrap_or_else(PoisonError::into_inner) = accounts;
+    }
+
+    /// Opens the certificates of these listeners anew. Where that fails the old one goes on serving.
+    /// Gives back the listeners whose certificate could not be opened, and why.
+    pub async fn reload_certificates(&self, settings: &[config::Listener]) -> Vec<(String, CredentialError)> {
+        let mut failures = Vec::new();
+        for listener in &self.listeners {
+            let Some(tls) = listener.tls.clone() else { continue };
+            let Some(credential) = settings
+                .iter()
+                .find(|it| it.name == listener.name())
+                .and_then(|it| it.certificate.clone())
+            else {
+                continue;
+            };
+            match tokio::task::spawn_blocking(move || tls.reload(&credential)).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => failures.push((listener.name().to_owned(), error)),
+                Err(error) => event::defect("certificate reload", &error),
+            }
+        }
+        failures
+    }
+
+    /// The certificates in use, by the name of their listener.
+    pub fn certificates(&self) -> Vec<(String, Arc<tls::About>)> {
+        self.listeners
+            .iter()
+            .filter_map(|it| Some((it.name().to_owned(), it.tls.as_ref()?.certificate())))
+            .collect()
+    }
+}
+
+async fn open_tls(credential: &config::Credential) -> Result<Tls, CredentialError> {
+    let credential = credential.clone();
+    match tokio::task::spawn_blocking(move || Tls::open(&credential)).await {
+        Ok(opened) => opened,
+        Err(error) => std::panic::resume_unwind(error.into_panic()),
+    }
+}
+
+/// Why the server cannot listen.
+#[derive(Debug)]
+pub struct BindError {
+    /// The listener's name.
+    pub listener: String,
+    /// Its address.
+    pub address: SocketAddr,
+    /// What failed.
+    pub why: Why,
+}
+
+/// What failed.
+#[derive(Debug)]
+pub enum Why {
+    /// The address.
+    Socket(io::Error),
+    /// The certificate.
+    Certificate(CredentialError),
+}
+
+impl fmt::Display for BindError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let BindError {
+            listener,
+            address,
+            why,
+        } = self;
+        let error = match why {
+            Why::Certificate(error) => return write!(f, "listener {listener}: {error}"),
+            Why::Socket(error) => error,
+        };
+        write!(f, "listener {listener}: cannot listen on {address}: ")?;
+        match error.kind() {
+            io::ErrorKind::AddrInUse => write!(
+                f,
+                "another program listens there already; 'ss -ltnp' shows which. Stop it, or change the \
+                 listener's address"
+            ),
+            io::ErrorKind::PermissionDenied => write!(
+                f,
+                "not permitted. Ports below 1024 need the capability CAP_NET_BIND_SERVICE, which the \
+                 systemd unit grants; or choose another port, such as 2525"
+            ),
+            io::ErrorKind::AddrNotAvailable => write!(
+                f,
+                "this machine has no such address; 'ip address' shows those it has, and 0.0.0.0 and [::] \
+                 stand for all"
+            ),
+            _ => error.fmt(f),
+        }
+    }
+}
+
+impl std::error::Error for BindError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match &self.why {
+            Why::Socket(error) => Some(error),
+            Why::Certificate(error) => Some(error),
+        }
+    }
+}
+
+/// How many may be connected at once.
+struct Limits {
+    connections: Arc<Semaphore>,
+    refusals: Arc<Semaphore>,
+    max_per_address: usize,
+    by_address: Mutex<HashMap<IpAddr, usize>>,
+    /// When the last refusal was logged, and how many have not been since. A flood of connections
+    /// must not become a flood of lines.
+    logged: Mutex<(Option<Instant>, u64)>,
+}
+
+/// A connection's place within the limits, given back when it is dropped.
+struct Admission {
+    limits: Arc<Limits>,
+    client: IpAddr,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Limits {
+    fn new(settings: &config::Smtp) -> Limits {
+        Limits {
+            connections: Arc::new(Semaphore::new(
+                settings.max_connections.min(Semaphore::MAX_PERMITS),
+            )),
+            refusals: Arc::new(Semaphore::new(MAX_REFUSALS)),
+            max_per_address: settings.max_connections_per_address,
+            by_address: Mutex::default(),
+            logged: Mutex::default(),
+        }
+    }
+
+    /// Whether a refusal at `now` is to be logged, and how many before it were not.
+    fn log_refusal(&self, now: Instant) -> Option<u64> {
+        let mut logged = self.logged.lock().unwrap_or_else(PoisonError::into_inner);
+        let (last, others) = &mut *logged;
+        if last.is_some_and(|last| now < last + REFUSAL_LOG_INTERVAL) {
+            *others += 1;
+            return None;
+        }
+        *last = Some(now);
+        Some(std::mem::take(others))
+    }
+
+    fn admit(self: &Arc<Self>, client: IpAddr) -> Option<Admission> {
+        let permit = Arc::clone(&self.connections).try_acquire_owned().ok()?;
+        let mut by_address = self.by_address.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = by_address.get(&client).copied().unwrap_or(0);
+        if count >= self.max_per_address {
+            return None;
+        }
+        by_address.insert(client, count + 1);
+        Some(Admission {
+            limits: Arc::clone(self),
+            client,
+            _permit: permit,
+        })
+    }
+}
+
+impl Drop for Admission {
+    fn drop(&mut self) {
+        let mut by_address = self
+            .limits
+            .by_address
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = by_address.get_mut(&self.client) {
+            *count -= 1;
+            if *count == 0 {
+                by_address.remove(&self.client);
+            }
+        }
+    }
+}
+
+/// Counts a session as open until it is dropped, also by a panic.
+struct Open(Gauge);
+
+impl Open {
+    fn new(sessions: &Gauge) -> Open {
+        sessions.inc();
+        Open(sessions.clone())
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
+async fn listen(
+    socket: TcpListener,
+    listener: Arc<Listener>,
+    limits: Arc<Limits>,
+    stopping: CancellationToken,
+    grace: Duration,
+) {
+    let mut connections = JoinSet::new();
+    let mut backoff = BACKOFF_FIRST;
+    loop {
+        let accepted = tokio::select! {
+            biased;
+            () = stopping.cancelled() => break,
+            Some(ended) = connections.join_next() => {
+                report("SMTP session", ended);
+                continue;
+            }
+            accepted = socket.accept() => accepted,
+        };
+        match accepted {
+            Ok((stream, peer)) => {
+                backoff = BACKOFF_FIRST;
+                admit(stream, peer, &listener, &limits, &stopping, &mut connections);
+            }
+            Err(error) => {
+                event::accept_failed(listener.name(), &error, backoff);
+                tokio::select! {
+                    () = stopping.cancelled() => break,
+                    () = tokio::time::sleep(backoff) => {}
+                }
+                backoff = (backoff * 2).min(BACKOFF_MAX);
+            }
+        }
+    }
+    // Nobody connects any more; those who have are told by their own tasks.
+    drop(socket);
+    let drained = async {
+        while let Some(ended) = connections.join_next().await {
+            report("SMTP session", ended);
+        }
+    };
+    if timeout(grace, drained).await.is_err() {
+        connections.shutdown().await;
+    }
+}
+
+fn admit(
+    stream: TcpStream,
+    peer: SocketAddr,
+    listener: &Arc<Listener>,
+    limits: &Arc<Limits>,
+    stopping: &CancellationToken,
+    connections: &mut JoinSet<()>,
+) {
+    // On a socket that takes both, IPv4 clients have an IPv6 address in which theirs is mapped.
+    let client = peer.ip().to_canonical();
+    listener.connections.inc();
+    let refusal = if !listener
+        .terms
+        .listener
+        .networks
+        .iter()
+        .any(|it| it.contains(&client))
+    {
+        reply::CLIENT_NOT_PERMITTED
+    } else if let Some(admission) = limits.admit(client) {
+        let session = serve(stream, client, Arc::clone(listener), admission, stopping.clone());
+        connections.spawn(session);
+        return;
+    } else {
+        reply::TOO_MANY_CONNECTIONS
+    };
+    listener.count_rejection(refusal.reason);
+    if let Some(others) = limits.log_refusal(Instant::now()) {
+        event::connection_refused(listener.name(), client, refusal.code, refusal.reason, others);
+    }
+    // A client that is not told why cannot be told apart from a network that is down; but telling is
+    // not worth more than a few file descriptors. Under TLS it could not read the words anyway.
+    if listener.terms.listener.tls == TlsMode::Implicit {
+        return;
+    }
+    if let Ok(permit) = Arc::clone(&limits.refusals).try_acquire_owned() {
+        connections.spawn(async move {
+            let _permit = permit;
+            refuse(stream, &refusal).await;
+        });
+    }
+}
+
+async fn refuse(mut stream: TcpStream, refusal: &Reply) {
+    let mut wire = Vec::new();
+    refusal.encode(&mut wire);
+    let say = async {
+        if stream.write_all(&wire).await.is_ok() {
+            connection::hang_up(&mut stream).await;
+        }
+    };
+    let _ = timeout(REFUSAL_TIME, say).await;
+}
+
+async fn serve(
+    stream: TcpStream,
+    client: IpAddr,
+    listener: Arc<Listener>,
+    admission: Admission,
+    stopping: CancellationToken,
+) {
+    let _admission = admission;
+    let _open = Open::new(&listener.sessions);
+    // Replies are short, and each is one write: waiting for more would only delay them.
+    let _ = stream.set_nodelay(true);
+    let stream = match &listener.tls {
+        Some(tls) if listener.terms.listener.tls == TlsMode::Implicit => {
+            let handshake = tls.accept(stream, listener.terms.smtp.handshake_timeout);
+            let done = tokio::select! {
+                done = handshake => done,
+                () = stopping.cancelled() => return,
+            };
+            match done {
+                Ok(stream) => Stream::Tls(Box::new(stream)),
+                Err(error) => {
+                    listener.count_rejection("tls");
+                    event::tls_failed(listener.name(), client, &error);
+                    return;
+                }
+            }
+        }
+        _ => Stream::Plain(stream),
+    };
+    let session = Session::new(Arc::clone(&listener.terms), client, stream.tls_version());
+    Connection::new(stream, session, listener, stopping).run().await;
+}
+
+/// A panic has ended one task, and only that one.
+fn report(what: &str, ended: Result<(), JoinError>) {
+    if let Err(error) = ended
+        && error.is_panic()
+    {
+        event::defect(what, &error);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn places_are_limited_in_all_and_by_address_and_given_back() {
+        let settings = config::Smtp {
+            max_connections: 3,
+            max_connections_per_address: 2,
+            ..config::Smtp::default()
+        };
+        let limits = Arc::new(Limits::new(&settings));
+        let [one, two] = ["10.0.0.1", "10.0.0.2"].map(|it| it.parse::<IpAddr>().expect("an address"));
+
+        let first = limits.admit(one).expect("a place");
+        let _second = limits.admit(one).expect("a place");
+        assert!(limits.admit(one).is_none(), "two from one address");
+        let _third = limits.admit(two).expect("a place");
+        assert!(limits.admit(two).is_none(), "three in all");
+        drop(first);
+        let again = limits.admit(one).expect("a place again");
+        drop(again);
+        assert_eq!(limits.by_address.lock().expect("no panic").len(), 2);
+    }
+
+    #[test]
+    fn a_flood_is_one_line_a_second() {
+        let limits = Limits::new(&config::Smtp::default());
+        let start = Instant::now();
+        assert_eq!(limits.log_refusal(start), Some(0));
+        for milliseconds in [0, 1, 999] {
+            assert_eq!(
+                limits.log_refusal(start + Duration::from_millis(milliseconds)),
+                None
+            );
+        }
+        assert_eq!(limits.log_refusal(start + REFUSAL_LOG_INTERVAL), Some(3));
+        assert_eq!(limits.log_refusal(start + 2 * REFUSAL_LOG_INTERVAL), Some(0));
+    }
+
+    #[test]
+    fn errors_name_the_address_and_the_fix() {
+        let text = |kind: io::ErrorKind| {
+            BindError {
+                listener: "scanners".into(),
+                address: "127.0.0.1:25".parse().expect("an address"),
+                why: Why::Socket(kind.into()),
+            }
+            .to_string()
+        };
+        for (kind, fix) in [
+            (io::ErrorKind::AddrInUse, "ss -ltnp"),
+            (io::ErrorKind::PermissionDenied, "CAP_NET_BIND_SERVICE"),
+            (io::ErrorKind::AddrNotAvailable, "ip address"),
+        ] {
+            let text = text(kind);
+            assert!(
+                text.contains("scanners") && text.contains("127.0.0.1:25") && text.contains(fix),
+                "{text}"
+            );
+        }
+    }
+}
