@@ -87,7 +87,11 @@ pub async fn start(config: Config) -> Result<Gateway, Error> {
         .map_err(Error::new)?;
     tell_recovery(&recovery);
     let bound = bind(&config, outside, &spool, &metrics).await;
-    let Bound { server, admin, outside } = match bound {
+    let Bound {
+        server,
+        admin,
+        outside,
+    } = match bound {
         Ok(bound) => bound,
         Err(error) => {
             spool.close().await;
@@ -260,9 +264,6 @@ fn tell_recovery(recovery: &Recovery) {
         recovery.orphans,
         recovery.took,
     );
-    for id in &recovery.damaged {
-        event::damaged(id, "its content is missing or has the wrong length");
-    }
     for path in &recovery.set_aside {
         event::set_aside(path);
     }
@@ -356,11 +357,7 @@ impl Gateway {
 
     /// Warns of certificates that end soon, now and twice a day.
     fn watch_certificates(&self) {
-        let (smtp, metrics, stop) = (
-            self.smtp.clone(),
-            Arc::clone(&self.metrics),
-            self.stop.clone(),
-        );
+        let (smtp, metrics, stop) = (self.smtp.clone(), Arc::clone(&self.metrics), self.stop.clone());
         tokio::spawn(async move {
             let mut first = true;
             let mut ticks = tokio::time::interval(CERTIFICATE_WATCH);

@@ -85,7 +85,7 @@ pub struct Attempt<'a> {
     /// The mailbox that sends.
     pub mailbox: &'a str,
     /// The envelope sender.
-    pub from: &'a dyn Display,
+    pub from: &'a ReversePath,
     /// How many recipients.
     pub recipients: usize,
     /// Octets of content.
@@ -122,13 +122,18 @@ pub fn not_begun(id: &dyn Display, why: &dyn Display) {
     warn!(target: "graphpost", id = %id, why = %why, "attempt not begun");
 }
 
+/// The envelope sender as SMTP writes it.
+fn sender(from: &ReversePath) -> String {
+    format!("<{}>", from.0.as_ref().map_or("", |it| it.as_str()))
+}
+
 /// Graph has taken a message.
 pub fn sent(attempt: &Attempt<'_>) {
     info!(
         target: "graphpost",
         id = %attempt.id,
         mailbox = attempt.mailbox,
-        from = format_args!("<{}>", attempt.from),
+        from = sender(attempt.from),
         nrcpt = attempt.recipients,
         size = attempt.size,
         attempts = attempt.attempts,
@@ -193,7 +198,7 @@ pub fn failed(attempt: &Attempt<'_>, reason: &str, enhanced: &str) {
         target: "graphpost",
         id = %attempt.id,
         mailbox = attempt.mailbox,
-        from = format_args!("<{}>", attempt.from),
+        from = sender(attempt.from),
         nrcpt = attempt.recipients,
         attempts = attempt.attempts,
         code = attempt.code,
@@ -205,12 +210,12 @@ pub fn failed(attempt: &Attempt<'_>, reason: &str, enhanced: &str) {
 }
 
 /// The lifetime of a message has ended.
-pub fn expired(id: &dyn Display, mailbox: &str, from: &dyn Display, attempts: u32, reason: &str) {
+pub fn expired(id: &dyn Display, mailbox: &str, from: &ReversePath, attempts: u32, reason: &str) {
     warn!(
         target: "graphpost",
         id = %id,
         mailbox,
-        from = format_args!("<{from}>"),
+        from = sender(from),
         attempts,
         dsn = "4.4.7",
         reason,
@@ -372,7 +377,7 @@ pub fn accepted(accepted: &Accepted<'_>) {
         client = %origin.client,
         helo = origin.helo,
         account = origin.account,
-        from = format_args!("<{}>", from.0.as_ref().map_or("", |it| it.as_str())),
+        from = sender(from),
         nrcpt = recipients,
         size,
         message_id,

@@ -123,7 +123,10 @@ fn microsoft(html: &mut String, status: &Status, now: Timestamp) -> fmt::Result 
         let seconds = end.duration_since(now).as_secs();
         match seconds > 0 {
             true => write!(html, "<p>The application's {what} ends in {}.</p>", span(seconds))?,
-            false => write!(html, "<p class='state bad'>The application's {what} has ended.</p>")?,
+            false => write!(
+                html,
+                "<p class='state bad'>The application's {what} has ended.</p>"
+            )?,
         }
     }
     Ok(())

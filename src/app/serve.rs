@@ -46,12 +46,14 @@ async fn run(config: Config) -> Result<(), Error> {
     let mut watchdog = watchdog();
     let result = loop {
         tokio::select! {
-            () = signals.stop() => break Ok(()),
-            () = signals.reload() => {
-                notify_reloading();
-                gateway.reload().await;
-                notify(&[NotifyState::Ready]);
-            }
+            order = signals.next() => match order {
+                Order::Stop => break Ok(()),
+                Order::Reload => {
+                    notify_reloading();
+                    gateway.reload().await;
+                    notify(&[NotifyState::Ready]);
+                }
+            },
             error = gateway.failed() => {
                 event::spool_broken(&error.to_string());
                 break Err(error);
@@ -94,6 +96,13 @@ struct Signals {
     hang_up: Signal,
 }
 
+/// What a signal asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Order {
+    Stop,
+    Reload,
+}
+
 impl Signals {
     fn new() -> io::Result<Signals> {
         Ok(Signals {
@@ -102,18 +111,17 @@ impl Signals {
             hang_up: signal(SignalKind::hangup())?,
         })
     }
-}
 
-impl Signals {
-    async fn stop(&mut self) {
+    async fn next(&mut self) -> Order {
         tokio::select! {
-            _ = self.terminate.recv() => {}
-            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => Order::Stop,
+            _ = self.interrupt.recv() => Order::Stop,
+            _ = self.hang_up.recv() => Order::Reload,
         }
     }
 
-    async fn reload(&mut self) {
-        self.hang_up.recv().await;
+    async fn stop(&mut self) {
+        while self.next().await != Order::Stop {}
     }
 }
 

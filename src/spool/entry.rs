@@ -259,7 +259,7 @@ pub struct Statistics {
 }
 
 /// How many messages are in each state.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[allow(missing_docs)]
 pub struct Counts {
     pub queued: u64,
