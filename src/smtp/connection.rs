@@ -11,7 +11,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use crate::accounts::Login;
-use crate::event;
+use crate::event::smtp as event;
 use crate::message::HeadCollector;
 use crate::smtp::auth::Credentials;
 use crate::smtp::data::DataDecoder;
@@ -124,8 +124,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         let listener = &self.listener.terms.listener.name;
         match ended {
             Ended::Closed => {}
-            Ended::HungUp => event::smtp_hung_up(listener, client),
-            Ended::Io(error) => event::smtp_io_failed(listener, client, &error),
+            Ended::HungUp => event::hung_up(listener, client),
+            Ended::Io(error) => event::io_failed(listener, client, &error),
             Ended::Handshake(error) => {
                 self.listener.count_rejection("tls");
                 event::tls_failed(listener, client, &error);
@@ -344,14 +344,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             return;
         }
         self.listener.count_rejection(reply.reason);
+        let about = reply.about.as_deref();
         event::refused(&event::Refused {
             listener: &self.listener.terms.listener.name,
             client: self.session.client(),
             account: self.session.account(),
-            about: reply
-                .about
-                .as_deref()
-                .map(|it| (it.from.as_deref(), it.to.as_deref(), it.rule.as_deref())),
+            from: about.and_then(|it| it.from.as_deref()),
+            to: about.and_then(|it| it.to.as_deref()),
+            rule: about.and_then(|it| it.rule.as_deref()),
             code: reply.code,
             enhanced: reply.enhanced,
             reason: reply.reason,

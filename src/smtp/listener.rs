@@ -472,7 +472,7 @@ async fn listen(
                 admit(stream, peer, &listener, &limits, &stopping, &mut connections);
             }
             Err(error) => {
-                event::accept_failed(listener.name(), &error, backoff);
+                event::smtp::accept_failed(listener.name(), &error, backoff);
                 tokio::select! {
                     () = stopping.cancelled() => break,
                     () = tokio::time::sleep(backoff) => {}
@@ -521,7 +521,7 @@ fn admit(
     };
     listener.count_rejection(refusal.reason);
     if let Some(others) = limits.log_refusal(Instant::now()) {
-        event::connection_refused(listener.name(), client, refusal.code, refusal.reason, others);
+        event::smtp::connection_refused(listener.name(), client, refusal.code, refusal.reason, others);
     }
     // A client that is not told why cannot be told apart from a network that is down; but telling is
     // not worth more than a few file descriptors. Under TLS it could not read the words anyway.
@@ -569,7 +569,7 @@ async fn serve(
                 Ok(stream) => Stream::Tls(Box::new(stream)),
                 Err(error) => {
                     listener.count_rejection("tls");
-                    event::tls_failed(listener.name(), client, &error);
+                    event::smtp::tls_failed(listener.name(), client, &error);
                     return;
                 }
             }

@@ -9,10 +9,10 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use jiff::Timestamp;
-use rustls::ServerConfig;
 use rustls::crypto::aws_lc_rs;
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
+use rustls::{PeerIncompatible, ServerConfig};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
@@ -155,9 +155,10 @@ impl fmt::Display for HandshakeError {
         };
         let tls = error.get_ref().and_then(|it| it.downcast_ref::<rustls::Error>());
         match tls {
-            Some(rustls::Error::PeerIncompatible(rustls::PeerIncompatible::Tls12NotOffered)) => {
-                f.write_str("the client offers no TLS newer than 1.1")
-            }
+            // The extension came with TLS 1.2, and without it rustls does not look at the version.
+            Some(rustls::Error::PeerIncompatible(
+                PeerIncompatible::Tls12NotOffered | PeerIncompatible::SignatureAlgorithmsExtensionRequired,
+            )) => f.write_str("the client offers no TLS newer than 1.1"),
             Some(rustls::Error::PeerIncompatible(why)) => {
                 write!(
                     f,

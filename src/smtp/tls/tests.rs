@@ -76,7 +76,7 @@ async fn a_client_that_says_nothing_is_not_waited_for() {
     let (credential, _) = certificate(directory.path(), "old.example");
     let tls = Tls::open(&credential).expect("opened");
     let (_silent, theirs) = tokio::io::duplex(4096);
-    let error = tls.accept(theirs, LIMIT).await.err().expect("no handshake");
+    let error = tls.accept(theirs, LIMIT).await.expect_err("no handshake");
     assert_eq!(error.to_string(), "the TLS handshake took too long");
 }
 
@@ -103,7 +103,7 @@ async fn failures_are_told_in_words() {
         let (mut client, theirs) = tokio::io::duplex(4096);
         client.write_all(octets).await.expect("written");
         client.shutdown().await.expect("shut down");
-        let error = tls.accept(theirs, LIMIT).await.err().expect("no handshake");
+        let error = tls.accept(theirs, LIMIT).await.expect_err("no handshake");
         assert_eq!(error.to_string(), want);
     }
 }
