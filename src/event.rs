@@ -5,16 +5,17 @@
 //! text or JSON is set up by [`init`].
 
 mod shell;
+pub mod smtp;
 
 use std::fmt::Display;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use tracing::{debug, error, info, warn};
+use tracing::{error, info, warn};
 
-use crate::envelope::{Origin, ReversePath, Route};
+use crate::envelope::ReversePath;
 
 pub use shell::{flush, init, set_level};
 
@@ -340,144 +341,4 @@ pub fn token_failed(client_id: &str, reason: &str, credential: bool, last_good_i
     } else {
         warn!(target: "graphpost", client_id, reason, last_good_in_use, "no token");
     }
-}
-
-/// A message that was accepted, as the log shows it.
-pub struct Accepted<'a> {
-    /// The queue id.
-    pub id: &'a dyn Display,
-    /// Who handed it over, and how.
-    pub origin: &'a Origin,
-    /// The envelope sender.
-    pub from: &'a ReversePath,
-    /// How many recipients.
-    pub recipients: usize,
-    /// Octets of content.
-    pub size: u64,
-    /// Its Message-ID.
-    pub message_id: &'a str,
-    /// The mailbox that sends it, and the rule that permits it.
-    pub route: &'a Route,
-}
-
-/// A message is on the disk, and the client is told 250.
-pub fn accepted(accepted: &Accepted<'_>) {
-    let Accepted {
-        id,
-        origin,
-        from,
-        recipients,
-        size,
-        message_id,
-        route,
-    } = accepted;
-    info!(
-        target: "graphpost",
-        id = %id,
-        client = %origin.client,
-        helo = origin.helo,
-        account = origin.account,
-        from = sender(from),
-        nrcpt = recipients,
-        size,
-        message_id,
-        tls = origin.tls,
-        listener = origin.listener,
-        rule = route.rule,
-        mailbox = route.mailbox,
-        "accepted"
-    );
-}
-
-/// A refusal, as the log shows it.
-pub struct Refused<'a> {
-    /// The listener's name.
-    pub listener: &'a str,
-    /// The client's address.
-    pub client: IpAddr,
-    /// The account it has logged in as.
-    pub account: Option<&'a str>,
-    /// The sender, the recipient and the rule it concerns, where it concerns any.
-    pub about: Option<(Option<&'a str>, Option<&'a str>, Option<&'a str>)>,
-    /// The reply code.
-    pub code: u16,
-    /// The enhanced status code.
-    pub enhanced: &'a str,
-    /// The reason in one word, as metrics have it.
-    pub reason: &'a str,
-    /// What the client is told.
-    pub text: &'a str,
-}
-
-/// A command or a message was refused. What no mail hangs on, such as a typing error, is for those
-/// who look closely.
-pub fn refused(refused: &Refused<'_>) {
-    let Refused {
-        listener,
-        client,
-        account,
-        about,
-        code,
-        enhanced,
-        reason,
-        text,
-    } = refused;
-    let Some((from, to, rule)) = about else {
-        debug!(
-            target: "graphpost",
-            client = %client, account, code, dsn = enhanced, reason, listener, text, "refused"
-        );
-        return;
-    };
-    info!(
-        target: "graphpost",
-        client = %client, account, from, to, code, dsn = enhanced, rule, reason, listener, text, "refused"
-    );
-}
-
-/// The queue could not take a message.
-pub fn not_stored(listener: &str, client: IpAddr, error: &dyn Display) {
-    warn!(target: "graphpost", %client, listener, reason = %error, "message not stored; the client is told to try again");
-}
-
-/// A client gave a wrong account or password, or (`checked` is false) nothing could check it.
-pub fn login_failed(listener: &str, client: IpAddr, account: &str, checked: bool) {
-    // The account is what the client typed, and people type passwords in the wrong place: it is cut.
-    let account: String = account.chars().take(64).collect();
-    warn!(target: "graphpost", %client, account, checked, listener, "login failed");
-}
-
-/// A TLS handshake failed.
-pub fn tls_failed(listener: &str, client: IpAddr, why: &dyn Display) {
-    warn!(target: "graphpost", %client, listener, reason = %why, "no TLS");
-}
-
-/// A client began TLS where it is not expected.
-pub fn unexpected_tls(listener: &str, client: IpAddr) {
-    warn!(
-        target: "graphpost",
-        %client, listener,
-        "the client began TLS at once, but this listener expects plain SMTP: set it to STARTTLS or no encryption, or give it a listener with tls = \"implicit\""
-    );
-}
-
-/// A client was not let in.
-/// `others` were refused since the last such line.
-pub fn connection_refused(listener: &str, client: IpAddr, code: u16, reason: &str, others: u64) {
-    info!(target: "graphpost", %client, code, reason, others, listener, "connection refused");
-}
-
-/// A client hung up without QUIT.
-pub fn smtp_hung_up(listener: &str, client: IpAddr) {
-    debug!(target: "graphpost", %client, listener, "client hung up");
-}
-
-/// A connection failed.
-pub fn smtp_io_failed(listener: &str, client: IpAddr, error: &std::io::Error) {
-    debug!(target: "graphpost", %client, listener, %error, "connection failed");
-}
-
-/// A connection could not be accepted.
-pub fn accept_failed(listener: &str, error: &std::io::Error, wait: Duration) {
-    warn!(target: "graphpost", listener, %error, wait = wait.as_secs_f64(), "cannot accept connections");
 }
