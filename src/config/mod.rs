@@ -388,3 +388,11 @@ pub enum LogFormat {
     /// One JSON object a line.
     Json,
 }
+
+/// A duration as it is written in the configuration: `15m`, `12h`, `5d`.
+///
+/// # Errors
+/// What was expected.
+pub fn duration(text: &str) -> Result<Duration, String> {
+    value::duration(text).map_err(|it| format!("'{text}' {}, {}", it.title, it.label))
+}
