@@ -206,10 +206,16 @@ impl Delivery {
             event::mailbox_recovered(&mailbox);
         }
         let until = self.close(&verdict, &mailbox, now);
-        let wait = self.wait(&verdict, entry.attempts);
-        let due = until.unwrap_or(now).max(now + wait);
-        let settlement = self.settlement(&verdict, entry, timestamp(due));
-        self.log(&begun, &verdict, &settlement, due.saturating_duration_since(now));
+        // In the schedule it waits for its own sake only: what is closed may open earlier than it said.
+        let due = now + self.wait(&verdict, entry.attempts);
+        let expected = due.max(until.unwrap_or(now));
+        let settlement = self.settlement(&verdict, entry, timestamp(expected));
+        self.log(
+            &begun,
+            &verdict,
+            &settlement,
+            expected.saturating_duration_since(now),
+        );
         self.recent.push(entry, &verdict.outcome);
 
         let again = match settlement {

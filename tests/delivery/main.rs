@@ -1,0 +1,9 @@
+//! The delivery loop over a real queue and the stand-in cloud.
+
+#![allow(clippy::unwrap_used)]
+
+mod holds;
+mod outcomes;
+mod pace;
+mod rig;
+mod stops;
