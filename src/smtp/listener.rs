@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::{JoinError, JoinSet};
@@ -253,6 +253,19 @@ impl Handle {
             .accounts
             .write()
             .unwrap_or_else(PoisonError::into_inner) = accounts;
+    }
+
+    /// Holds a conversation as the listener of this number in the configuration would, over a stream
+    /// that came from elsewhere than its socket: a pipe in a test or a fuzzer. Networks and limits of
+    /// connections are the socket's business and not asked.
+    ///
+    /// # Panics
+    /// Where there is no listener of this number.
+    pub async fn converse<S>(&self, listener: usize, stream: S, client: IpAddr, stopping: CancellationToken)
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        converse(stream, client, Arc::clone(&self.listeners[listener]), stopping).await;
     }
 
     /// Opens the certificates of these listeners anew. Where that fails the old one goes on serving.
@@ -558,6 +571,13 @@ async fn serve(
     let _open = Open::new(&listener.sessions);
     // Replies are short, and each is one write: waiting for more would only delay them.
     let _ = stream.set_nodelay(true);
+    converse(stream, client, listener, stopping).await;
+}
+
+async fn converse<S>(stream: S, client: IpAddr, listener: Arc<Listener>, stopping: CancellationToken)
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
     let stream = match &listener.tls {
         Some(tls) if listener.terms.listener.tls == TlsMode::Implicit => {
             let handshake = tls.accept(stream, listener.terms.smtp.handshake_timeout);
