@@ -3,6 +3,7 @@
 pub mod cert;
 mod check;
 mod cloud;
+mod entra;
 mod queue;
 mod sandbox;
 mod send;
@@ -45,6 +46,8 @@ enum Command {
     Queue(queue::Queue),
     User(user::User),
     Cert(cert::Cert),
+    #[command(subcommand)]
+    Entra(entra::Entra),
 }
 
 /// Runs a command to its end.
@@ -60,6 +63,7 @@ pub fn run(cli: Cli) -> Result<(), Failure> {
         Command::Send(it) => it.run(),
         Command::Queue(it) => it.run(),
         Command::User(it) => it.run(),
+        Command::Entra(it) => it.run(),
         Command::Cert(it) => {
             let text = it.run().map_err(Failure::new)?;
             let mut out = io::stdout().lock();
