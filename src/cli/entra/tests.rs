@@ -25,29 +25,53 @@ fn application<'a>(certificate: &'a Certificate, restriction: Restriction) -> Ap
     }
 }
 
-/// What PowerShell makes of a text: the tokens that are not in quotes or comments. Enough to see that
-/// no text of ours gets out of its quotes, and that what is opened is closed.
+/// What of a script is code to PowerShell: all but comments and the text of strings
+/// (about_Quoting_Rules). Enough to see that no text of ours gets out of its quotes, and that what is
+/// opened is closed.
 fn code_of(script: &str) -> String {
     let mut code = String::new();
-    let mut characters = script.chars().peekable();
+    read_code(&mut script.chars().peekable(), &mut code, false);
+    code
+}
+
+type Characters<'a> = std::iter::Peekable<std::str::Chars<'a>>;
+
+/// Reads code to its end, or, in a subexpression, to the bracket that closes it.
+fn read_code(script: &mut Characters<'_>, code: &mut String, subexpression: bool) {
     let single = |it: char| matches!(it, '\'' | '\u{2018}' | '\u{2019}' | '\u{201a}' | '\u{201b}');
-    while let Some(character) = characters.next() {
+    let mut depth = 0;
+    while let Some(character) = script.next() {
         match character {
-            '#' => while characters.next_if(|it| *it != '\n').is_some() {},
+            '#' => while script.next_if(|it| *it != '\n').is_some() {},
+            '`' => _ = script.next(),
+            '"' => read_expandable(script, code),
             it if single(it) => loop {
-                match characters.next().expect("a closing quote") {
-                    it if single(it) => {
-                        if characters.next_if(|it| single(*it)).is_none() {
-                            break;
-                        }
-                    }
-                    _ => continue,
+                if single(script.next().expect("a closing quote"))
+                    && script.next_if(|it| single(*it)).is_none()
+                {
+                    break;
                 }
             },
-            it => code.push(it),
+            ')' if subexpression && depth == 0 => return,
+            it => {
+                depth += i32::from(it == '(') - i32::from(it == ')');
+                code.push(it);
+            }
         }
     }
-    code
+    assert!(!subexpression, "a subexpression is not closed");
+}
+
+/// Reads a double-quoted string, in which `$(…)` is code.
+fn read_expandable(script: &mut Characters<'_>, code: &mut String) {
+    loop {
+        match script.next().expect("a closing double quote") {
+            '"' => return,
+            '`' => _ = script.next(),
+            '$' if script.next_if_eq(&'(').is_some() => read_code(script, code, true),
+            _ => {}
+        }
+    }
 }
 
 #[test]
