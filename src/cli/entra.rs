@@ -8,11 +8,14 @@ mod azure_cli;
 mod powershell;
 
 use std::fmt;
+use std::io::{self, Write as _};
 
 use clap::{Args, Subcommand, ValueEnum};
 
+use super::{ConfigFile, Failure};
 use crate::config::Config;
 use crate::identity::certificate::Certificate;
+use crate::identity::credential::read_certificate;
 
 /// Microsoft Graph's application id, the same in every tenant.
 const GRAPH_APP_ID: &str = "00000003-0000-0000-c000-000000000000";
@@ -35,9 +38,9 @@ const MAIL_SEND: Permission = Permission {
     exchange_role: "Application Mail.Send",
 };
 
-/// `graphpost entra …`
+/// Register the application in Entra ID and permit it to send
 #[derive(Debug, Subcommand)]
-pub enum Entra {
+pub(super) enum Entra {
     /// Print a script that registers the application and scopes it to the mailboxes of the sender table
     #[command(
         after_help = "Read the script before you run it. Run it again after a change of the sender \
@@ -50,25 +53,49 @@ pub enum Entra {
 
 /// What `graphpost entra script` takes.
 #[derive(Debug, Args)]
-pub struct Script {
+pub(super) struct Script {
+    #[command(flatten)]
+    config: ConfigFile,
     /// The language of the script
     #[arg(long = "for", value_enum, default_value_t = Language::Powershell)]
-    pub language: Language,
+    language: Language,
     /// Restrict with New-ApplicationAccessPolicy, which Microsoft is replacing by RBAC for Applications
     #[arg(long)]
-    pub application_access_policy: bool,
+    application_access_policy: bool,
     /// The name of the application in Entra ID
     #[arg(long, default_value = "graphpost", value_name = "NAME")]
-    pub name: String,
+    name: String,
 }
 
 /// The language of the script.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Language {
+enum Language {
     /// PowerShell with the Microsoft Graph and Exchange Online modules; does everything
     Powershell,
     /// Azure CLI for Entra ID; what Exchange must do follows as PowerShell
     AzureCli,
+}
+
+impl Entra {
+    pub(super) fn run(self) -> Result<(), Failure> {
+        let Entra::Script(options) = self;
+        let config = options.config.read()?;
+        let credential = &config.tenant.credential;
+        let password = credential
+            .password
+            .as_ref()
+            .map(secrecy::ExposeSecret::expose_secret);
+        let certificate = read_certificate(&credential.certificate, password).map_err(|error| {
+            Failure::with_help(
+                error,
+                "graphpost cert new makes a certificate; name it in [tenant.credential]",
+            )
+        })?;
+        let script = script(&config, &certificate, &options).map_err(Failure::new)?;
+        let mut out = io::stdout().lock();
+        out.write_all(script.as_bytes())?;
+        Ok(out.flush()?)
+    }
 }
 
 /// How the application is kept to its mailboxes.
@@ -140,7 +167,7 @@ fn cloud(graph: &str) -> Cloud {
 
 /// Why there is no script.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TooManyMailboxes(usize);
+struct TooManyMailboxes(usize);
 
 impl fmt::Display for TooManyMailboxes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -163,11 +190,7 @@ const MAX_MAILBOXES: usize = 200;
 ///
 /// # Errors
 /// More mailboxes than one scope can name.
-pub fn script(
-    config: &Config,
-    certificate: &Certificate,
-    options: &Script,
-) -> Result<String, TooManyMailboxes> {
+fn script(config: &Config, certificate: &Certificate, options: &Script) -> Result<String, TooManyMailboxes> {
     let mailboxes = mailboxes(config);
     if mailboxes.len() > MAX_MAILBOXES {
         return Err(TooManyMailboxes(mailboxes.len()));
