@@ -263,6 +263,7 @@ impl Spool {
     /// [`SpoolError::Full`] or [`SpoolError::Failed`] when the attempt cannot be recorded or the
     /// content not read for now: try again later.
     pub async fn begin_attempt(&self, id: QueueId) -> Result<(Entry, Bytes), SpoolError> {
+        self.shared.whole()?;
         // First the content: what cannot be read is not attempted.
         match self.shared.read(move |reader| reader.message(id)).await {
             Ok((mut entry, content)) => {

@@ -196,7 +196,7 @@ fn database(path: &Path) -> Result<Connection, Refusal> {
     if version > SCHEMA_VERSION {
         return Err(Refusal::Newer(version));
     }
-    store::configure(&connection)?;
+    store::configure(&connection, tables == 0)?;
     if version < 1 {
         let tx = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
         tx.execute_batch(store::SCHEMA)?;

@@ -403,11 +403,13 @@ fn shortened(text: &str) -> &str {
 }
 
 /// What the connection that writes is set to, before its first statement.
-pub(super) fn configure(connection: &Connection) -> rusqlite::Result<()> {
+pub(super) fn configure(connection: &Connection, is_empty: bool) -> rusqlite::Result<()> {
     connection.busy_timeout(BUSY_TIMEOUT)?;
-    // Before the first table, or never.
-    connection.pragma_update(None, "page_size", 16384)?;
-    connection.pragma_update(None, "auto_vacuum", "INCREMENTAL")?;
+    if is_empty {
+        // Before the first table, or never.
+        connection.pragma_update(None, "page_size", 16384)?;
+        connection.pragma_update(None, "auto_vacuum", "INCREMENTAL")?;
+    }
     connection.pragma_update(None, "journal_mode", "WAL")?;
     // NORMAL would sync only at checkpoints, and lose what was acknowledged since.
     connection.pragma_update(None, "synchronous", "FULL")?;

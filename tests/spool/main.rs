@@ -3,4 +3,9 @@
 
 mod support;
 
+mod full;
+mod kill;
 mod life;
+mod model;
+mod recovery;
+mod tidy;
