@@ -264,7 +264,7 @@ fn dump_row(
     why: &str,
 ) -> rusqlite::Result<serde_json::Map<String, serde_json::Value>> {
     let mut statement = connection.prepare("SELECT * FROM message WHERE id = ?1")?;
-    let names: Vec<String> = statement.column_names().into_iter().map(str::to_owned).collect();
+    let names: Vec<String> = statement.column_names().map(str::to_owned).collect();
     statement.query_row([rowid], |row| {
         let mut dump = serde_json::Map::new();
         dump.insert("set_aside_because".to_owned(), why.into());
