@@ -287,7 +287,7 @@ impl Cloud {
         let credential = fs::read_dir(directory.path())
             .expect("the directory")
             .filter_map(|it| Some(it.ok()?.path()))
-            .find(|it| it.extension().is_some_and(|it| it == "crt"))
+            .find(|it| it.extension().is_some_and(|it| it == "pem"))
             .expect("a certificate");
         let mut process = Process::start(
             Command::new(BINARY)

@@ -73,11 +73,12 @@ class Clients(unittest.TestCase):
     @classmethod
     def setUpClass(cls):
         cls.dir = Path(tempfile.mkdtemp(prefix="graphpost-interop-"))
+        (cls.dir / "app").mkdir()
         run(GRAPHPOST, "cert", "new", "--out", str(cls.dir / "app"))
         run("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost",
             "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1",
             "-keyout", str(cls.dir / "tls.key"), "-out", str(cls.dir / "tls.crt"))
-        certificate = next((cls.dir / "app").glob("*.crt"))
+        certificate = next((cls.dir / "app").glob("*.pem"))
         cls.cloud = Process(GRAPHPOST, "cloud", "--http", "127.0.0.1:0", "--certificate", str(certificate))
         cls.http = cls.cloud.wait_for(r"http://127\.0\.0\.1:\d+").group()
         (cls.dir / "accounts").touch(mode=0o600)
