@@ -25,6 +25,14 @@ pub enum Answer {
     NotReached(String),
     /// The request was written, wholly or in part, and no answer came.
     Lost(String),
+    /// A message that takes several requests was not sent, because one of those before the last did
+    /// not succeed. Nobody has received anything.
+    NotSent {
+        /// Which of them, in words: `creating the draft`.
+        step: &'static str,
+        /// What became of that one.
+        cause: Box<Answer>,
+    },
     /// There was no token, so nothing was tried.
     NoToken {
         /// What Entra or the network said, fit for the log.
@@ -98,10 +106,18 @@ pub enum Closes {
 }
 
 impl Answer {
+    /// The answer of the request that decided, where there were several.
+    pub fn cause(&self) -> &Answer {
+        match self {
+            Answer::NotSent { cause, .. } => cause.cause(),
+            answer => answer,
+        }
+    }
+
     /// Whether Graph refused the request for the company it had, or for its rate: to send fewer at
     /// once helps.
     pub fn is_throttling(&self) -> bool {
-        let Answer::Response(response) = self else {
+        let Answer::Response(response) = self.cause() else {
             return false;
         };
         match response.code.as_deref().unwrap_or_default() {
@@ -143,6 +159,9 @@ pub fn judge(answer: &Answer) -> Outcome {
             why: format!("the request was written, but no answer came: {why}"),
         },
 
+        // The message itself was not asked to be sent, so nothing about it is unknown.
+        Answer::NotSent { step, cause } => not_sent(step, cause),
+
         // Without a token nothing was tried. Mail never fails for it, however long it lasts.
         Answer::NoToken {
             why,
@@ -160,6 +179,50 @@ pub fn judge(answer: &Answer) -> Outcome {
             why: why.clone(),
             not_before: Some(retry_after.unwrap_or(NOT_REACHED).min(MAX_WAIT)),
             closes: Closes::Tenant,
+        },
+    }
+}
+
+/// Drafts need a permission of their own, Mail.ReadWrite.
+fn not_sent(step: &str, cause: &Answer) -> Outcome {
+    let prefix = |why: String| format!("while {step}: {why}");
+    match (judge(cause), cause) {
+        (Outcome::Held { why, closes }, Answer::Response(Response { status: 403, .. })) => Outcome::Held {
+            why: format!(
+                "{}; drafts need Mail.ReadWrite for this mailbox: grant it, or set large_messages = false",
+                prefix(why)
+            ),
+            closes,
+        },
+        (Outcome::Held { why, closes }, _) => Outcome::Held {
+            why: prefix(why),
+            closes,
+        },
+        (Outcome::Failed { why, enhanced }, _) => Outcome::Failed {
+            why: prefix(why),
+            enhanced,
+        },
+        (
+            Outcome::Deferred {
+                why,
+                not_before,
+                closes,
+            },
+            _,
+        ) => Outcome::Deferred {
+            why: prefix(why),
+            not_before,
+            closes,
+        },
+        (Outcome::Unknown { why }, _) => Outcome::Deferred {
+            why: prefix(why),
+            not_before: None,
+            closes: Closes::Message,
+        },
+        (Outcome::Sent, _) => Outcome::Deferred {
+            why: prefix("an answer that does not belong there".to_owned()),
+            not_before: None,
+            closes: Closes::Message,
         },
     }
 }
@@ -491,6 +554,40 @@ mod tests {
             ),
         ] {
             assert_eq!(kind(judge(&answer)), want, "{answer:?}");
+        }
+    }
+
+    #[test]
+    fn what_fails_before_the_sending_is_never_unknown() {
+        for (cause, want) in [
+            (Answer::Lost(String::new()), Deferred(None, Message)),
+            (Answer::NotReached(String::new()), Deferred(Some(10), Tenant)),
+            (Answer::Response(response(504, "")), Deferred(None, Message)),
+            (Answer::Response(response(202, "")), Deferred(None, Message)),
+            (Answer::Response(response(201, "")), Deferred(None, Message)),
+            (
+                Answer::Response(response(429, "ApplicationThrottled")),
+                Deferred(Some(30), Mailbox),
+            ),
+            (
+                Answer::Response(response(403, "ErrorAccessDenied")),
+                Held(Mailbox),
+            ),
+            (
+                Answer::Response(response(404, "ErrorItemNotFound")),
+                Deferred(None, Message),
+            ),
+            (
+                Answer::Response(response(400, "ErrorMessageSizeExceeded")),
+                Failed("5.3.4"),
+            ),
+        ] {
+            let answer = Answer::NotSent {
+                step: "attaching",
+                cause: Box::new(cause),
+            };
+            assert_eq!(kind(judge(&answer)), want, "{answer:?}");
+            assert_eq!(answer.is_throttling(), want == Deferred(Some(30), Mailbox));
         }
     }
 

@@ -60,12 +60,12 @@ impl Verdict {
 
     fn of_answer(answer: &Answer) -> Verdict {
         let outcome = outcome::judge(answer);
-        let (code, request_id) = match answer {
+        let (code, request_id) = match answer.cause() {
             Answer::Response(response) => (Some(response.status), response.request_id.clone()),
             _ => (None, None),
         };
         let throttled = answer.is_throttling();
-        let way = match (&outcome, answer) {
+        let way = match (&outcome, answer.cause()) {
             (_, Answer::NotReached(_) | Answer::NoToken { .. }) => Way::NotSent,
             _ if throttled => Way::Throttled,
             (Outcome::Sent | Outcome::Failed { .. }, _) => Way::Clear,

@@ -1,4 +1,4 @@
-//! `sendMail`; the only code that talks to Graph.
+//! HTTP to Graph, and `sendMail`; drafts are in [`super::draft`]. The only code that talks to Graph.
 //!
 //! What matters most is to know, when no answer comes, whether Graph can have sent the message. The
 //! body tells: until its first octet is asked for by the HTTP library, nothing of the message has
@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use http_body::{Frame, SizeHint};
 use jiff::Timestamp;
-use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE};
+use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderValue};
 use reqwest::{Body, Client, Method, Url};
 use serde_json::Value;
 
@@ -28,7 +28,7 @@ use crate::outcome::{Answer, Response};
 /// As much of an error's body as is read.
 const MAX_ERROR_OCTETS: usize = 64 * 1024;
 /// How long the rest of an answer may take once its status is known; the answer stands without it.
-const ERROR_BODY_TIMEOUT: Duration = Duration::from_secs(10);
+const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 /// `error.message` is kept up to this length.
 const MAX_MESSAGE_CHARS: usize = 500;
 /// `error.code` and `request-id` are kept up to this length.
@@ -47,10 +47,10 @@ const MAX_REPEATS: usize = 2;
 
 /// A client of one tenant's Graph. Cheap to clone.
 #[derive(Clone, Debug)]
-pub struct Graph(Arc<Service>);
+pub struct Graph(pub(super) Arc<Service>);
 
 #[derive(Debug)]
-struct Service {
+pub(super) struct Service {
     tenant: Tenant,
     root: Url,
     request_timeout: Duration,
@@ -67,17 +67,47 @@ struct Connections {
 }
 
 /// One HTTP request, ready to be sent more than once.
-struct Call<'a> {
-    operation: &'static str,
-    method: Method,
-    url: &'a Url,
-    content_type: &'static str,
-    content: &'a Bytes,
+pub(super) struct Call {
+    /// What it is for, as the metrics name it.
+    pub(super) operation: &'static str,
+    pub(super) method: Method,
+    pub(super) url: Url,
+    pub(super) headers: HeaderMap,
+    pub(super) content: Bytes,
+    /// How much of a successful answer's body is read.
+    pub(super) max_octets: usize,
+}
+
+impl Call {
+    pub(super) fn new(operation: &'static str, method: Method, url: Url) -> Call {
+        Call {
+            operation,
+            method,
+            url,
+            headers: HeaderMap::new(),
+            content: Bytes::new(),
+            max_octets: MAX_ERROR_OCTETS,
+        }
+    }
+
+    pub(super) fn with_content(mut self, content_type: &'static str, content: Bytes) -> Call {
+        self.headers
+            .insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+        self.content = content;
+        self
+    }
+}
+
+/// An answer, with its body where it was a success.
+#[derive(Debug)]
+pub(super) struct Reply {
+    pub(super) response: Response,
+    pub(super) body: Vec<u8>,
 }
 
 /// What became of one HTTP request.
-enum Fate {
-    Answered(Response),
+pub(super) enum Fate {
+    Answered(Reply),
     /// Nothing of the body was sent, or the server says that it did not process it.
     NotProcessed {
         why: String,
@@ -120,27 +150,23 @@ impl Graph {
     /// after a 401, and where HTTP/2 says that the request was not processed. Each request has its
     /// own `client-request-id`; it is in the answer's words where Graph gave no `request-id`.
     pub async fn send_mail(&self, mailbox: &str, request: Request) -> Answer {
-        let url = self.0.url(&["sendMail"], mailbox);
-        let (content_type, content) = match &request {
+        let (content_type, content) = match request {
             Request::Json(content) => ("application/json", content),
             Request::Mime(content) => ("text/plain", content),
         };
-        self.0
-            .call(&Call {
-                operation: "sendMail",
-                method: Method::POST,
-                url: &url,
-                content_type,
-                content,
-            })
-            .await
+        let url = self.0.url(mailbox, &["sendMail"]);
+        let call = Call::new("sendMail", Method::POST, url).with_content(content_type, content);
+        match self.0.call(&call).await {
+            Ok(reply) => Answer::Response(reply.response),
+            Err(answer) => answer,
+        }
     }
 }
 
 impl Service {
     /// `{root}/v1.0/users/{mailbox}/{path…}`, percent-encoded. A name that begins with `$` has a form
     /// of its own: `users('$name@contoso.com')` (Graph's page of known issues).
-    fn url(&self, path: &[&str], mailbox: &str) -> Url {
+    pub(super) fn url(&self, mailbox: &str, path: &[&str]) -> Url {
         let mut url = self.root.clone();
         if let Ok(mut segments) = url.path_segments_mut() {
             segments.pop_if_empty().push("v1.0");
@@ -155,43 +181,43 @@ impl Service {
     }
 
     /// Makes a call with the token of the moment; after a 401 once more with a fresh one.
-    async fn call(&self, call: &Call<'_>) -> Answer {
+    ///
+    /// # Errors
+    /// An [`Answer`] that is no response.
+    pub(super) async fn call(&self, call: &Call) -> Result<Reply, Answer> {
         let mut refused = None;
         loop {
             let token = match self.tokens.get().await {
                 Ok(token) => token,
-                Err(error) => match refused {
-                    // Graph has spoken, and that is more than the missing second token.
-                    Some(response) => return Answer::Response(response),
-                    None => {
-                        return Answer::NoToken {
-                            why: error.why,
-                            credential: error.credential,
-                            retry_after: error.retry_after,
-                        };
-                    }
-                },
+                Err(error) => {
+                    // Where Graph has spoken already, that is more than the missing second token.
+                    return refused.ok_or(Answer::NoToken {
+                        why: error.why,
+                        credential: error.credential,
+                        retry_after: error.retry_after,
+                    });
+                }
             };
-            match self.attempt(call, &token).await {
-                Fate::Answered(response) if response.status == 401 => {
+            match self.attempt(call, Some(&token)).await {
+                Fate::Answered(reply) if reply.response.status == 401 => {
                     self.tokens.reject(&token);
                     if refused.is_some() {
-                        return Answer::Response(response);
+                        return Ok(reply);
                     }
-                    refused = Some(response);
+                    refused = Some(reply);
                 }
-                Fate::Answered(response) => {
+                Fate::Answered(reply) => {
                     self.tokens.accept(&token);
-                    return Answer::Response(response);
+                    return Ok(reply);
                 }
-                Fate::NotProcessed { why, .. } => return Answer::NotReached(why),
-                Fate::Lost(why) => return Answer::Lost(why),
+                Fate::NotProcessed { why, .. } => return Err(Answer::NotReached(why)),
+                Fate::Lost(why) => return Err(Answer::Lost(why)),
             }
         }
     }
 
     /// Sends one request; again where the server says that it did not process it.
-    async fn attempt(&self, call: &Call<'_>, token: &Token) -> Fate {
+    pub(super) async fn attempt(&self, call: &Call, token: Option<&Token>) -> Fate {
         let mut repeats = 0;
         loop {
             match self.request(call, token).await {
@@ -201,54 +227,61 @@ impl Service {
         }
     }
 
-    async fn request(&self, call: &Call<'_>, token: &Token) -> Fate {
+    async fn request(&self, call: &Call, token: Option<&Token>) -> Fate {
         let begun = Arc::new(AtomicBool::new(false));
         let client_request_id = guid();
         let Connections { client, generation } = self.connections();
         let started = Instant::now();
-        let sent = client
+        let mut request = client
             .request(call.method.clone(), call.url.clone())
             .timeout(self.request_timeout)
-            .header(AUTHORIZATION, token.authorization())
-            .header(CONTENT_TYPE, call.content_type)
+            .headers(call.headers.clone())
             .header(ACCEPT, "application/json")
-            .header("client-request-id", &client_request_id)
-            .body(Body::wrap(WatchedBody {
+            .header("client-request-id", &client_request_id);
+        if let Some(token) = token {
+            request = request.header(AUTHORIZATION, token.authorization());
+        }
+        if call.content.is_empty() {
+            // No body will tell; from the connection on the request may have been read.
+            begun.store(true, Ordering::Release);
+            if call.method == Method::POST {
+                request = request.header(CONTENT_LENGTH, 0);
+            }
+        } else {
+            request = request.body(Body::wrap(WatchedBody {
                 content: Some(call.content.clone()),
                 begun: Arc::clone(&begun),
-            }))
-            .send()
-            .await;
-        let fate = match sent {
-            Ok(response) => Fate::Answered(read(response).await),
+            }));
+        }
+        let fate = match request.send().await {
+            Ok(response) => {
+                let mut reply = read(response, call.max_octets).await;
+                reply
+                    .response
+                    .request_id
+                    .get_or_insert_with(|| format!("client:{client_request_id}"));
+                Fate::Answered(reply)
+            }
             Err(error) => {
                 let why = format!("{} (client-request-id {client_request_id})", https::chain(&error));
                 if not_processed(&error) {
                     Fate::NotProcessed { why, refused: true }
-                } else if begun.load(Ordering::Acquire) {
-                    Fate::Lost(why)
-                } else {
+                } else if error.is_connect() || !begun.load(Ordering::Acquire) {
                     Fate::NotProcessed { why, refused: false }
+                } else {
+                    Fate::Lost(why)
                 }
             }
         };
         let status = match &fate {
-            Fate::Answered(response) => response.status,
+            Fate::Answered(reply) => reply.response.status,
             Fate::NotProcessed { .. } | Fate::Lost(_) => 0,
         };
         self.record(call.operation, status, started.elapsed());
         if status == 503 {
             self.reconnect(generation).await;
         }
-        match fate {
-            Fate::Answered(mut response) => {
-                response.request_id = response
-                    .request_id
-                    .or_else(|| Some(format!("client:{client_request_id}")));
-                Fate::Answered(response)
-            }
-            fate => fate,
-        }
+        fate
     }
 
     fn connections(&self) -> Connections {
@@ -320,7 +353,8 @@ fn not_processed(error: &reqwest::Error) -> bool {
 }
 
 /// Reads what matters of an answer. Its status stands, even if the rest never comes.
-async fn read(mut response: reqwest::Response) -> Response {
+async fn read(mut response: reqwest::Response, max_octets: usize) -> Reply {
+    let success = response.status().is_success();
     let headers = response.headers();
     let mut answer = Response {
         status: response.status().as_u16(),
@@ -331,14 +365,20 @@ async fn read(mut response: reqwest::Response) -> Response {
             .map(|it| line(it, MAX_NAME_CHARS)),
         ..Response::default()
     };
-    let body = tokio::time::timeout(
-        ERROR_BODY_TIMEOUT,
-        https::read_at_most(&mut response, MAX_ERROR_OCTETS),
-    );
-    if let Ok(Ok(body)) = body.await {
-        describe(&mut answer, &body);
+    let limit = if success { max_octets } else { MAX_ERROR_OCTETS };
+    let body = tokio::time::timeout(BODY_TIMEOUT, https::read_at_most(&mut response, limit));
+    let body = body.await.ok().and_then(Result::ok).unwrap_or_default();
+    if success {
+        return Reply {
+            response: answer,
+            body,
+        };
     }
-    answer
+    describe(&mut answer, &body);
+    Reply {
+        response: answer,
+        body: Vec::new(),
+    }
 }
 
 /// Takes `error.code` and `error.message` from a body, where it has them. Gateways answer in HTML, or

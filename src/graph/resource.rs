@@ -207,6 +207,17 @@ impl Message {
 }
 
 impl Attachment {
+    /// The request body that adds it to a draft
+    /// (<https://learn.microsoft.com/graph/api/message-post-attachments>).
+    pub fn to_json(&self) -> Bytes {
+        let mut json = Writer {
+            out: Vec::with_capacity(self.content.encoded_len() + 1024),
+            limit: usize::MAX,
+        };
+        self.write(&mut json).expect("there is no limit");
+        json.out.into()
+    }
+
     fn write(&self, json: &mut Writer) -> Result<(), usize> {
         json.object(|json| {
             // The base type is abstract: without this Graph does not know what it is.

@@ -15,7 +15,7 @@ use crate::server::{CLIENT, credential_file, metrics, tenant};
 
 const MAILBOX: &str = "service@contoso.com";
 
-async fn cloud() -> Cloud {
+pub async fn cloud() -> Cloud {
     let options = Options {
         certificates: vec![std::fs::read(credential_file("app.cer")).unwrap()],
         ..Options::default()

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod cloud;
+mod drafts;
 mod http1;
 mod http2;
 mod server;
