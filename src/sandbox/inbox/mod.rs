@@ -312,12 +312,9 @@ fn write_list(html: &mut String, world: &World, selected: Option<u64>) {
             time(delivery),
             Escaped(subject)
         );
-        if !delivery.attachments.is_empty() {
-            let _ = write!(
-                html,
-                "<span class=\"clip\" title=\"attachments\">{}</span>",
-                delivery.attachments.len()
-            );
+        let files = delivery.attachments.iter().filter(|it| !it.is_inline).count();
+        if files > 0 {
+            let _ = write!(html, "<span class=\"clip\" title=\"attachments\">{files}</span>");
         }
         html.push_str("</span></a></li>\n");
     }
