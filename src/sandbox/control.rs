@@ -11,6 +11,8 @@
 //! GET    /sandbox/requests         what was answered: counts, and the latest one by one
 //! GET, PUT, POST, DELETE /sandbox/faults
 //! GET, PUT, DELETE       /sandbox/limits, /sandbox/tenant   PUT merges, DELETE restores the start
+//! PUT    /sandbox/vault/secrets/{name}                  {"value", "content_type", "enabled"}
+//! PUT    /sandbox/vault/certificates/{name}?form=pfx    certificate and key, PEM; pfx, pem or none
 //! POST   /sandbox/certificates     registers a certificate, PEM or DER
 //! POST   /sandbox/outage?ms=N      closes the port for a while
 //! ```
@@ -23,13 +25,14 @@ use axum::extract::{ConnectInfo, DefaultBodyLimit, Path, Query, Request, State};
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::routing::{get, post, put};
 use axum::{Json, Router};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::World;
+use super::azure::CertificateForm;
 use super::fault::Rule;
 use super::wire::Peer;
 
@@ -56,6 +59,8 @@ pub(super) fn router() -> Router<Arc<World>> {
             get(tenant).put(set_tenant).delete(restore_tenant),
         )
         .route("/sandbox/certificates", post(register_certificate))
+        .route("/sandbox/vault/secrets/{name}", put(put_secret))
+        .route("/sandbox/vault/certificates/{name}", put(put_certificate))
         .route("/sandbox/outage", post(outage))
         .layer(middleware::from_fn(same_site))
         .layer(DefaultBodyLimit::max(1024 * 1024))
@@ -194,6 +199,7 @@ async fn requests(State(world): State<Arc<World>>) -> Json<Value> {
         .collect::<serde_json::Map<_, _>>()
         .into();
     report["store"] = world.store().report();
+    report["vault"] = world.vault().report();
     report["tokens"] = world.tokens().report();
     Json(report)
 }
@@ -281,6 +287,53 @@ fn merge<T: Serialize + DeserializeOwned>(settings: &T, changes: &[u8]) -> Resul
 async fn register_certificate(State(world): State<Arc<World>>, body: Bytes) -> Response {
     match world.registrations().register(&body) {
         Ok(thumbprints) => (StatusCode::CREATED, Json(thumbprints)).into_response(),
+        Err(what) => problem(StatusCode::BAD_REQUEST, what),
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Secret {
+    value: String,
+    #[serde(default)]
+    content_type: String,
+    #[serde(default = "yes")]
+    enabled: bool,
+}
+
+fn yes() -> bool {
+    true
+}
+
+async fn put_secret(
+    State(world): State<Arc<World>>,
+    Path(name): Path<String>,
+    Json(secret): Json<Secret>,
+) -> Response {
+    let put = world
+        .vault()
+        .put_secret(&name, secret.value, secret.content_type, secret.enabled);
+    version(put)
+}
+
+#[derive(Deserialize)]
+struct PutCertificate {
+    form: CertificateForm,
+}
+
+async fn put_certificate(
+    State(world): State<Arc<World>>,
+    Path(name): Path<String>,
+    Query(PutCertificate { form }): Query<PutCertificate>,
+    pem: Bytes,
+) -> Response {
+    let put = world.vault().put_certificate(&name, &pem, form);
+    version(put)
+}
+
+fn version(put: Result<String, String>) -> Response {
+    match put {
+        Ok(version) => (StatusCode::CREATED, Json(json!({"version": version}))).into_response(),
         Err(what) => problem(StatusCode::BAD_REQUEST, what),
     }
 }

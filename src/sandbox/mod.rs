@@ -7,10 +7,13 @@
 //! ```text
 //! POST /{tenant}/oauth2/v2.0/token               entra
 //! POST /v1.0/users/{mailbox}/sendMail …          graph
+//! GET  /secrets/{name}, POST /keys/{name}/sign …  azure: Key Vault
+//! GET  /metadata/identity/oauth2/token …         azure: managed identities
 //! GET  /sandbox/messages …                       control
 //! GET  /                                         inbox
 //! ```
 
+mod azure;
 mod control;
 mod entra;
 mod fault;
@@ -24,25 +27,32 @@ mod witness;
 
 use std::io;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use axum::Router;
 use axum::body::Body;
 use axum::extract::{ConnectInfo, Path, Request, State};
+use axum::http::HeaderMap;
 use axum::response::Response;
-use axum::routing::any;
+use axum::routing::{any, get};
+use axum::{Json, Router};
+use serde_json::Value;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
+pub use self::azure::CertificateForm;
 pub use self::entra::assertion::Thumbprints;
 pub use self::fault::{Operation, Rule};
 pub use self::limits::{Limits, RetryAfterForm};
 pub use self::mail::{Attachment, Form, Header, Mail, Recipient};
-pub use self::tenant::{Assignment, MAIL_READ_WRITE, MAIL_SEND, Mailbox, Tenant};
+pub use self::tenant::{
+    Assignment, FederatedCredential, MAIL_READ_WRITE, MAIL_SEND, Mailbox, TOKEN_EXCHANGE, Tenant,
+};
 pub use self::witness::{Answered, Content, Delivery};
 
+use self::azure::{Agent, Vault};
 use self::entra::assertion::Registrations;
 use self::entra::tokens::Tokens;
 use self::fault::Faults;
@@ -131,6 +141,31 @@ impl Cloud {
         self.world.registrations().register(certificate)
     }
 
+    /// Adds a version of a secret to the vault, which is at the root URL; its version.
+    ///
+    /// # Errors
+    /// A name that cannot be one, or too many objects.
+    pub fn put_secret(&self, name: &str, value: &str, content_type: &str) -> Result<String, String> {
+        self.world
+            .vault()
+            .put_secret(name, value.to_owned(), content_type.to_owned(), true)
+    }
+
+    /// Adds a version of a certificate with its key, PEM, to the vault: a key that can sign, and a
+    /// secret in the form given; its version.
+    ///
+    /// # Errors
+    /// What is wrong with the PEM or the name.
+    pub fn put_certificate(&self, name: &str, pem: &[u8], form: CertificateForm) -> Result<String, String> {
+        self.world.vault().put_certificate(name, pem, form)
+    }
+
+    /// Connects the machine to Azure Arc: challenge files go to this directory. With a `realm` the
+    /// challenge names that path instead of the file's.
+    pub fn connect_arc(&self, directory: PathBuf, realm: Option<String>) {
+        self.world.agent().install(directory, realm);
+    }
+
     /// Tells the inbox page where mail is to be handed in.
     pub fn set_smtp(&self, address: SocketAddr) {
         *lock(&self.world.smtp) = Some(address);
@@ -213,6 +248,8 @@ struct World {
     tokens: Mutex<Tokens>,
     faults: Mutex<Faults>,
     throttle: Mutex<Throttle>,
+    vault: Mutex<Vault>,
+    agent: Mutex<Agent>,
     store: Mutex<Store>,
     witness: Mutex<Witness>,
     arrivals: watch::Sender<u64>,
@@ -237,6 +274,8 @@ impl World {
             tokens: Mutex::default(),
             faults: Mutex::default(),
             throttle: Mutex::default(),
+            vault: Mutex::default(),
+            agent: Mutex::default(),
             store: Mutex::default(),
             witness: Mutex::default(),
             arrivals: watch::Sender::new(0),
@@ -287,6 +326,14 @@ impl World {
         lock(&self.throttle)
     }
 
+    fn vault(&self) -> MutexGuard<'_, Vault> {
+        lock(&self.vault)
+    }
+
+    fn agent(&self) -> MutexGuard<'_, Agent> {
+        lock(&self.agent)
+    }
+
     fn store(&self) -> MutexGuard<'_, Store> {
         lock(&self.store)
     }
@@ -328,9 +375,11 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 fn routes(world: Arc<World>) -> Router {
     Router::new()
+        .merge(azure::router())
         .merge(control::router())
         .merge(inbox::router())
         .route("/{tenant}/oauth2/v2.0/token", any(token))
+        .route("/{tenant}/v2.0/.well-known/openid-configuration", get(discovery))
         .fallback(graph)
         .with_state(world)
 }
@@ -342,6 +391,10 @@ async fn token(
     request: Request,
 ) -> Response {
     entra::token(world, peer, tenant, request).await
+}
+
+async fn discovery(Path(tenant): Path<String>, headers: HeaderMap) -> Json<Value> {
+    Json(entra::discovery(&tenant, &headers))
 }
 
 async fn graph(

@@ -41,6 +41,43 @@ pub struct Tenant {
     pub token_lifetime_seconds: i64,
     /// `refresh_in` of access tokens, where it is to be sent.
     pub refresh_in_seconds: Option<i64>,
+    /// Other platforms' identities that may stand for the application.
+    pub federated_credentials: Vec<FederatedCredential>,
+    /// Client ids of the machine's managed identities, its own first. Empty: any.
+    pub managed_identities: Vec<String>,
+    /// What a client of App Service's endpoint has to say in `X-IDENTITY-HEADER`.
+    pub identity_header: String,
+    /// What the application may do in the vault.
+    pub vault_permissions: Vec<String>,
+    /// The resource in the vault's challenge. Absent: the address it is reached by, since a client
+    /// must not take its token elsewhere.
+    pub vault_resource: Option<String>,
+    /// The authority in the vault's challenge. Absent: this one.
+    pub vault_authority: Option<String>,
+    /// Whether the Outlook REST API v2.0 is still served. Exchange Online answers 410 since 2024.
+    pub outlook_rest: bool,
+}
+
+/// A federated identity credential of the application.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FederatedCredential {
+    /// Who issues the tokens.
+    pub issuer: String,
+    /// Whom they are for.
+    pub subject: String,
+    /// Usually [`TOKEN_EXCHANGE`].
+    #[serde(default = "token_exchange")]
+    pub audience: String,
+    /// The issuer's key, PEM.
+    pub public_key: String,
+}
+
+/// The audience of tokens that are made for Entra.
+pub const TOKEN_EXCHANGE: &str = "api://AzureADTokenExchange";
+
+fn token_exchange() -> String {
+    TOKEN_EXCHANGE.into()
 }
 
 /// A role assignment to the application, scoped to some mailboxes.
@@ -86,6 +123,15 @@ impl Default for Tenant {
             clock_skew_seconds: 300,
             token_lifetime_seconds: 3599,
             refresh_in_seconds: None,
+            federated_credentials: Vec::new(),
+            managed_identities: Vec::new(),
+            identity_header: "sandbox-identity-header".into(),
+            vault_permissions: ["secrets/get", "keys/get", "keys/sign", "certificates/get"]
+                .map(String::from)
+                .into(),
+            vault_resource: None,
+            vault_authority: None,
+            outlook_rest: false,
         }
     }
 }

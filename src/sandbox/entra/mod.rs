@@ -4,6 +4,7 @@
 
 pub(super) mod aadsts;
 pub(super) mod assertion;
+mod federation;
 pub(super) mod tokens;
 
 use std::sync::Arc;
@@ -222,8 +223,38 @@ fn endpoint(parts: &Parts, tenant: &str) -> String {
     format!("http://{host}/{tenant}/oauth2/v2.0/token")
 }
 
+/// The token of a request (RFC 6750 §2.1).
+pub(super) fn bearer_token(headers: &HeaderMap) -> Option<&str> {
+    let value = headers.get(header::AUTHORIZATION)?.to_str().ok()?;
+    let (scheme, token) = value.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
+}
+
+/// What a library reads first of all (OpenID Connect Discovery 1.0 §4).
+pub(super) fn discovery(tenant: &str, headers: &HeaderMap) -> Value {
+    let host = headers
+        .get(header::HOST)
+        .and_then(|it| it.to_str().ok())
+        .unwrap_or_default();
+    let root = format!("http://{host}/{tenant}");
+    json!({
+        "token_endpoint": format!("{root}/oauth2/v2.0/token"),
+        "authorization_endpoint": format!("{root}/oauth2/v2.0/authorize"),
+        "issuer": format!("{root}/v2.0"),
+        "token_endpoint_auth_methods_supported": ["client_secret_post", "private_key_jwt"],
+        "response_types_supported": ["code"],
+        "subject_types_supported": ["pairwise"],
+        "id_token_signing_alg_values_supported": ["RS256"],
+        "tenant_region_scope": "EU",
+        "cloud_instance_name": "microsoftonline.com",
+    })
+}
+
 /// Key Vault's resource.
 pub(super) const VAULT: &str = "https://vault.azure.net";
+
+/// The resource of the Outlook REST API.
+pub(super) const OUTLOOK: &str = "https://outlook.office.com";
 
 /// The roots of Graph in all clouds: <https://learn.microsoft.com/graph/deployments>.
 const GRAPHS: [&str; 4] = [
@@ -249,7 +280,7 @@ fn resource(scope: &str, world: &World) -> Result<String, Refusal> {
         return Err(Refusal::new(code, format!("{message} The scope is {scope}.")));
     };
     let resource = resource.trim_end_matches('/');
-    if is_graph(resource, world) || resource == VAULT {
+    if is_graph(resource, world) || resource == VAULT || resource == OUTLOOK {
         return Ok(resource.to_owned());
     }
     Err(Refusal::new(

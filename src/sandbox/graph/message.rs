@@ -440,11 +440,16 @@ fn take_text(object: &mut Map<String, Value>, name: &str) -> Option<String> {
 }
 
 fn object(body: &[u8]) -> Result<Map<String, Value>, GraphError> {
-    let strict: Strict = serde_json::from_slice(body).map_err(|_| GraphError::undeserializable())?;
-    match strict.0 {
+    match strict(body)? {
         Value::Object(object) => Ok(object),
         _ => Err(GraphError::undeserializable()),
     }
+}
+
+/// JSON without doubt.
+pub(super) fn strict(body: &[u8]) -> Result<Value, GraphError> {
+    let strict: Strict = serde_json::from_slice(body).map_err(|_| GraphError::undeserializable())?;
+    Ok(strict.0)
 }
 
 /// A JSON value in which no object has a name twice (RFC 8259 §4 leaves open what that would mean).

@@ -7,9 +7,11 @@
 mod error;
 mod message;
 mod mime;
+mod outlook;
 mod schema;
 mod store;
 
+use std::borrow::Cow;
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -28,7 +30,7 @@ use self::error::{GraphError, usual};
 pub(super) use self::store::Store;
 use self::store::{Folder, Progress};
 use super::entra::tokens::Invalid;
-use super::entra::{self};
+use super::entra::{self, bearer_token};
 use super::fault::{self, Action, Fault, Operation, Spoilt};
 use super::limits::{Lane, Throttled};
 use super::mail::{Form, Mail, Recipient};
@@ -40,11 +42,14 @@ use super::{World, guid, percent_decode, reset};
 /// Where upload sessions live. The real ones are on another host, and their URLs mean nothing.
 const UPLOAD_ROOT: &str = "/api/gv1.0/";
 
+/// Where the Outlook REST API was.
+const OUTLOOK_ROOT: &str = "/api/v2.0/";
+
 /// Bodies beyond the limit are read and thrown away up to this size, so that the client hears the
 /// answer instead of a broken pipe.
 const DRAIN_MAX: usize = 256 * 1024 * 1024;
 
-/// Answers one request under `/v1.0/`, or to an upload URL.
+/// Answers one request under `/v1.0/`, to the older API, or to an upload URL.
 pub(super) async fn handle(world: Arc<World>, peer: Peer, request: Request) -> Response {
     let (parts, body) = request.into_parts();
     let answer = Answer::to(&parts.headers);
@@ -53,9 +58,10 @@ pub(super) async fn handle(world: Arc<World>, peer: Peer, request: Request) -> R
         Err(refusal) => return answer.refuse(&world, Operation::Unknown, "", &refusal),
     };
     let operation = call.operation();
+    let outlook = parts.uri.path().starts_with(OUTLOOK_ROOT);
     let mailbox = call.mailbox(&world);
 
-    let bearer = bearer(&parts.headers);
+    let bearer = bearer_token(&parts.headers);
     let app = match &call {
         Call::Upload { secret, .. } => world.store().session_owner(secret).map(|(_, app)| app),
         _ => bearer.and_then(|it| world.tokens().find(it).map(|token| token.client.clone())),
@@ -98,6 +104,7 @@ pub(super) async fn handle(world: Arc<World>, peer: Peer, request: Request) -> R
         body,
         fault,
         slot,
+        outlook,
     };
     match tokio::spawn(work.run()).await {
         Ok(response) => response,
@@ -170,7 +177,10 @@ impl Call {
                 _ => Err(GraphError::not_found()),
             };
         }
-        let segments = segments(path.strip_prefix("/v1.0/").unwrap_or_default());
+        let path = path
+            .strip_prefix("/v1.0/")
+            .or_else(|| path.strip_prefix(OUTLOOK_ROOT));
+        let segments = segments(path.unwrap_or_default());
         let segments: Vec<&str> = segments.iter().map(String::as_str).collect();
         let (user, rest) = match segments.as_slice() {
             ["me", ..] => {
@@ -340,12 +350,6 @@ impl Drop for Slot {
     }
 }
 
-fn bearer(headers: &HeaderMap) -> Option<&str> {
-    let value = headers.get(header::AUTHORIZATION)?.to_str().ok()?;
-    let (scheme, token) = value.split_once(' ')?;
-    scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
-}
-
 /// A request body.
 enum Received {
     Whole(Bytes),
@@ -389,6 +393,8 @@ struct Work {
     body: Received,
     fault: Option<Fault>,
     slot: Slot,
+    /// Whether it came in the older names.
+    outlook: bool,
 }
 
 /// An answer as it should be.
@@ -428,6 +434,7 @@ impl Work {
         if delay_ms > 0 {
             tokio::time::sleep(Duration::from_millis(delay_ms)).await;
         }
+        let outlook = self.outlook;
         let Work {
             world,
             peer,
@@ -442,12 +449,15 @@ impl Work {
         let operation = call.operation();
         let delivered = match carried_out {
             Some(Err(refusal)) => return answer.refuse(&world, operation, &mailbox, &refusal),
-            Some(Ok(success))
+            Some(Ok(mut success))
                 if !matches!(
                     self.fault.as_ref().map(|it| &it.action),
                     Some(Action::Status(_) | Action::ResetAfterBody)
                 ) =>
             {
+                if outlook {
+                    success.body = success.body.map(outlook::from_graph);
+                }
                 return answer.succeed(&world, operation, &mailbox, success);
             }
             Some(Ok(success)) => success.delivered,
@@ -496,6 +506,13 @@ impl Work {
         if let Call::Upload { method, secret } = &self.call {
             return self.upload(method, secret);
         }
+        if self.outlook && !self.world.tenant().outlook_rest {
+            return Err(GraphError::new(
+                410,
+                "Gone",
+                "The Outlook REST API v2.0 has been decommissioned.",
+            ));
+        }
         let app = self.authenticate()?;
         let mailbox = self.authorize(&app.1)?;
         let app = app.0;
@@ -522,6 +539,15 @@ impl Work {
         }
     }
 
+    /// The JSON of the request in Graph's names.
+    fn json(&self) -> Result<Cow<'_, [u8]>, GraphError> {
+        let body = self.body()?;
+        match self.outlook {
+            true => outlook::to_graph(body).map(Cow::Owned),
+            false => Ok(Cow::Borrowed(body)),
+        }
+    }
+
     /// The application and its roles, by a token that is good.
     fn authenticate(&self) -> Result<(String, Vec<String>), GraphError> {
         let host = self
@@ -539,7 +565,7 @@ impl Work {
             challenge: challenge(""),
             ..GraphError::unauthorized(message)
         };
-        let Some(text) = bearer(&self.headers).filter(|it| !it.is_empty()) else {
+        let Some(text) = bearer_token(&self.headers).filter(|it| !it.is_empty()) else {
             return Err(refuse("Access token is empty."));
         };
         let tokens = self.world.tokens();
@@ -566,7 +592,11 @@ impl Work {
                 });
             }
         }
-        if !entra::is_graph(&token.resource, &self.world) {
+        let fits = match self.outlook {
+            true => token.resource == entra::OUTLOOK || token.resource == self.world.url(),
+            false => entra::is_graph(&token.resource, &self.world),
+        };
+        if !fits {
             return Err(refuse("Access token validation failure. Invalid audience."));
         }
         Ok((token.client.clone(), token.roles.clone()))
@@ -663,7 +693,7 @@ impl Work {
         let (mail, save, form) = if self.is_mime()? {
             (mime::read(body)?, true, Form::Mime)
         } else {
-            let sent = message::read_send_mail(body, &limits)?;
+            let sent = message::read_send_mail(&self.json()?, &limits)?;
             (sent.mail, sent.save_to_sent_items, Form::Json)
         };
         message::check_submission(&mail, mailbox, &limits)?;
@@ -728,7 +758,7 @@ impl Work {
         let mail = if self.is_mime()? {
             mime::read(body)?
         } else {
-            message::read_draft(body, &limits)?
+            message::read_draft(&self.json()?, &limits)?
         };
         let id = mail.internet_message_id.clone().unwrap_or_else(new_message_id);
         let mut store = self.world.store();
@@ -767,7 +797,7 @@ impl Work {
     fn attach(&self, mailbox: &Mailbox, id: &str) -> Result<Success, GraphError> {
         let body = self.body()?;
         self.require_json()?;
-        let attachment = message::read_attachment(body, &self.world.limits())?;
+        let attachment = message::read_attachment(&self.json()?, &self.world.limits())?;
         let shown = json!({
             "@odata.type": "#microsoft.graph.fileAttachment",
             "name": attachment.name, "contentType": attachment.content_type, "size": attachment.size,
@@ -783,9 +813,8 @@ impl Work {
     }
 
     fn create_upload_session(&self, mailbox: &Mailbox, id: &str) -> Result<Success, GraphError> {
-        let body = self.body()?;
         self.require_json()?;
-        let upload = message::read_upload(body, &self.world.limits())?;
+        let upload = message::read_upload(&self.json()?, &self.world.limits())?;
         let (secret, expires) = self.world.store().open_session(&mailbox.address, id, upload)?;
         let host = self
             .headers
