@@ -7,7 +7,7 @@ use crate::client::*;
 
 async fn post(cloud: &Cloud, tenant: &str, form: &[(&str, &str)]) -> (u16, Value) {
     let url = format!("{}/{tenant}/oauth2/v2.0/token", cloud.authority());
-    let answer = http().post(url).send_form(&form).send().await.unwrap();
+    let answer = http().post(url).send_form(form).send().await.unwrap();
     (answer.status().as_u16(), answer.json().await.unwrap())
 }
 
