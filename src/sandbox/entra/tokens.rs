@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use crate::sandbox::{guid, object_id, random};
 
 /// Tokens remembered; the ones that expire first are forgotten first.
-const TOKENS_MAX: usize = 10_000;
+const TOKENS_MAX: usize = 2000;
 
 /// What a token is issued for.
 pub(in crate::sandbox) struct Grant {

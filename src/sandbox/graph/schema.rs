@@ -427,6 +427,93 @@ mod tests {
 
     use super::*;
 
+    /// A property or navigation property of the schema, and what it may be called here.
+    fn declared(line: &str) -> Option<(&str, &str)> {
+        let attribute = |name: &str| {
+            let start = line.find(&format!(" {name}=\""))? + name.len() + 3;
+            let value = line.get(start..)?;
+            value.get(..value.find('"')?)
+        };
+        let line = line.trim_start();
+        let is_property = line.starts_with("<Property ") || line.starts_with("<NavigationProperty ");
+        is_property
+            .then(|| Some((attribute("Name")?, attribute("Type")?)))
+            .flatten()
+    }
+
+    fn edm(kind: Kind) -> String {
+        match kind {
+            Kind::Object(kind) => kind.name.replace("microsoft.graph", "graph"),
+            Kind::Attachment => "graph.attachment".into(),
+            Kind::Item => "graph.outlookItem".into(),
+            Kind::Any => "graph.extension".into(),
+            Kind::Collection(kind) => format!("Collection({})", edm(*kind)),
+            // Which enumeration it is does not matter, its members do.
+            Kind::Enum(_) => "enumeration".into(),
+            other => other.name().into(),
+        }
+    }
+
+    #[test]
+    fn the_tables_are_microsofts() {
+        let schema = include_str!("mail-types.csdl.xml");
+        let block = |name: &str| {
+            let open = ["EntityType", "ComplexType", "EnumType"]
+                .iter()
+                .find_map(|kind| schema.find(&format!("<{kind} Name=\"{name}\"")));
+            let text = &schema[open.unwrap_or_else(|| panic!("{name} is in the schema"))..];
+            &text[..text.find("Type>").or(text.find("/>")).expect("it ends")]
+        };
+        let mut compared = 0;
+        for (kind, names) in [
+            (&MESSAGE, ["message", "outlookItem", "entity"].as_slice()),
+            (&FILE_ATTACHMENT, &["fileAttachment", "attachment", "entity"]),
+            (&ITEM_ATTACHMENT, &["itemAttachment", "attachment", "entity"]),
+            (&RECIPIENT, &["recipient"]),
+            (&EMAIL_ADDRESS, &["emailAddress"]),
+            (&ITEM_BODY, &["itemBody"]),
+            (&INTERNET_MESSAGE_HEADER, &["internetMessageHeader"]),
+            (&FOLLOWUP_FLAG, &["followupFlag"]),
+            (&DATE_TIME_TIME_ZONE, &["dateTimeTimeZone"]),
+            (
+                &SINGLE_VALUE_PROPERTY,
+                &["singleValueLegacyExtendedProperty", "entity"],
+            ),
+            (
+                &MULTI_VALUE_PROPERTY,
+                &["multiValueLegacyExtendedProperty", "entity"],
+            ),
+            (&ATTACHMENT_ITEM, &["attachmentItem"]),
+        ] {
+            let mut theirs: Vec<(String, String)> = names
+                .iter()
+                .flat_map(|name| block(name).lines().filter_map(declared))
+                .map(|(name, kind)| {
+                    let is_enum =
+                        schema.contains(&format!("<EnumType Name=\"{}\"", kind.replace("graph.", "")));
+                    (
+                        name.to_owned(),
+                        if is_enum {
+                            "enumeration".into()
+                        } else {
+                            kind.to_owned()
+                        },
+                    )
+                })
+                .collect();
+            let mut ours: Vec<(String, String)> = kind
+                .properties
+                .iter()
+                .map(|it| (it.name.to_owned(), edm(it.kind)))
+                .collect();
+            theirs.sort();
+            ours.sort();
+            assert_eq!(ours, theirs, "{}", kind.name);
+            compared += ours.len();
+        }
+        assert_eq!(compared, 74);
+    }
+
     fn verdict(value: Value) -> Option<(String, String)> {
         let Value::Object(object) = value else {
             panic!("an object")
