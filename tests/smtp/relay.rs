@@ -169,6 +169,7 @@ fn cheap_hash(password: &str) -> String {
 pub struct Client<S> {
     stream: S,
     buffer: Vec<u8>,
+    patience: Duration,
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
@@ -176,6 +177,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
         Client {
             stream,
             buffer: Vec::new(),
+            patience: PATIENCE,
+        }
+    }
+
+    /// A client that waits for days, for tests in which time is paused.
+    pub fn patient(stream: S) -> Client<S> {
+        Client {
+            patience: Duration::from_secs(1_000_000),
+            ..Client::new(stream)
         }
     }
 
@@ -194,7 +204,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
             self.stream.write_all(octets.as_ref()).await?;
             self.stream.flush().await
         };
-        timeout(PATIENCE, sent).await.expect("the server does not read")
+        timeout(self.patience, sent)
+            .await
+            .expect("the server does not read")
     }
 
     /// The next line, without its end; none when the server has hung up.
@@ -206,7 +218,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
                 return Some(line);
             }
             let read = self.stream.read_buf(&mut self.buffer);
-            let read = timeout(PATIENCE, read).await.expect("the server says nothing");
+            let read = timeout(self.patience, read)
+                .await
+                .expect("the server says nothing");
             if !matches!(read, Ok(1..)) {
                 assert!(
                     self.buffer.is_empty(),
@@ -255,7 +269,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
     pub async fn hung_up(&mut self) -> bool {
         let mut rest = Vec::new();
         // A reset is an end too.
-        timeout(PATIENCE, self.stream.read_to_end(&mut rest))
+        timeout(self.patience, self.stream.read_to_end(&mut rest))
             .await
             .is_ok()
     }
