@@ -1,5 +1,6 @@
 //! Turning what is hostile into what is harmless. Pure.
 
+use std::collections::HashMap;
 use std::fmt::{self, Write as _};
 
 use base64::Engine as _;
@@ -50,6 +51,19 @@ pub(super) fn frame_document(mail: &Mail) -> String {
          <style>html{background:#fff;color:#111;font:15px/1.5 system-ui,sans-serif}body{margin:16px}img{max-width:100%}</style>\
          <base target=\"_blank\">",
     );
+    let images: HashMap<&str, &Attachment> = mail
+        .attachments
+        .iter()
+        .filter_map(|it| {
+            Some((
+                it.content_id
+                    .as_deref()?
+                    .trim_start_matches('<')
+                    .trim_end_matches('>'),
+                it,
+            ))
+        })
+        .collect();
     let mut rest = mail.body.content.as_str();
     while let Some(at) = find_cid(rest) {
         let (before, reference) = rest.split_at(at);
@@ -59,14 +73,10 @@ pub(super) fn frame_document(mail: &Mail) -> String {
             .find(['"', '\'', ' ', '\t', '\r', '\n', '>', ')', '&'])
             .unwrap_or(name.len());
         let id = percent_decode(&name[..end]);
-        match mail
-            .attachments
-            .iter()
-            .find(|it| is_called(it, &id))
-            .and_then(data_uri)
-        {
-            Some(uri) if document.len() + uri.len() <= FRAME_MAX => document.push_str(&uri),
-            _ => document.push_str(&reference[.."cid:".len() + end]),
+        let room = FRAME_MAX.saturating_sub(document.len());
+        match images.get(id.as_str()).and_then(|it| data_uri(it, room)) {
+            Some(uri) => document.push_str(&uri),
+            None => document.push_str(&reference[.."cid:".len() + end]),
         }
         rest = &name[end..];
     }
@@ -81,15 +91,11 @@ fn find_cid(text: &str) -> Option<usize> {
         .position(|it| it.eq_ignore_ascii_case(b"cid:"))
 }
 
-fn is_called(attachment: &Attachment, id: &str) -> bool {
-    attachment
-        .content_id
-        .as_deref()
-        .is_some_and(|it| it.trim_start_matches('<').trim_end_matches('>') == id)
-}
-
-/// Only what is an image and nothing else.
-fn data_uri(attachment: &Attachment) -> Option<String> {
+/// Only what is an image and nothing else, and only if there is room for it.
+fn data_uri(attachment: &Attachment, room: usize) -> Option<String> {
+    if attachment.content.len() / 3 * 4 > room {
+        return None;
+    }
     let kind = attachment.content_type.to_ascii_lowercase();
     let kind = [
         "image/png",
