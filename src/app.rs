@@ -69,6 +69,8 @@ pub struct Gateway {
     smtp_task: JoinHandle<()>,
     delivery_task: JoinHandle<Result<usize, SpoolError>>,
     admin_tasks: Vec<JoinHandle<()>>,
+    /// Whether the control socket is ours.
+    control_bound: bool,
 }
 
 /// Starts a gateway inside this process, for tests and `graphpost sandbox`. It answers no signals and
@@ -127,7 +129,9 @@ pub async fn start(config: Config) -> Result<Gateway, Error> {
             stop_admin.clone(),
         )));
     }
-    match admin::server::bind_control_socket(&config.admin.socket) {
+    let socket = admin::server::bind_control_socket(&config.admin.socket);
+    let control_bound = socket.is_ok();
+    match socket {
         Ok(listener) => {
             let router = admin::router(view, Surface::ControlSocket);
             admin_tasks.push(tokio::spawn(admin::server::serve_control_socket(
@@ -158,6 +162,7 @@ pub async fn start(config: Config) -> Result<Gateway, Error> {
         smtp_task,
         delivery_task,
         admin_tasks,
+        control_bound,
         config,
     };
     for (listener, address) in gateway.config.listeners.iter().zip(&gateway.smtp_addresses) {
@@ -331,6 +336,8 @@ impl Gateway {
             smtp_task,
             delivery_task,
             admin_tasks,
+            control_bound,
+            config,
             ..
         } = self;
         listening.send_replace(false);
@@ -350,6 +357,10 @@ impl Gateway {
         stop_admin.cancel();
         for task in admin_tasks {
             ended("admin", task.await);
+        }
+        if control_bound {
+            // What is left would be replaced by the next start; but a path that leads nowhere confuses.
+            let _ = std::fs::remove_file(&config.admin.socket);
         }
         spool.close().await;
         event::stopped(left);

@@ -579,7 +579,7 @@ proptest! {
                 }
                 Next::SleepUntil(instant) if in_flight.is_empty() => now = instant,
                 _ => {
-                    let (id, mailbox) = in_flight.pop_first().expect("nothing waits for nothing");
+                    let (id, _) = in_flight.pop_first().expect("nothing waits for nothing");
                     now += MS;
                     schedule.answered(id, Way::Clear, now);
                 }

@@ -1,0 +1,8 @@
+//! The gateway as a whole: what it shows, how it starts, reloads and stops.
+
+#![allow(clippy::unwrap_used)]
+
+mod admin;
+mod process;
+mod rig;
+mod start;
