@@ -23,6 +23,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{self, UnknownPolicy};
+use crate::convert::Wishes;
 use crate::event;
 use crate::graph::client::Graph;
 use crate::metrics::{Metrics, ResultLabel};
@@ -131,6 +132,7 @@ impl Delivery {
                         size,
                         self.spool.clone(),
                         self.settings.graph.clone(),
+                        Wishes::from(&self.settings.delivery),
                         self.memory.clone(),
                         self.stop.clone(),
                     );

@@ -57,6 +57,22 @@ pub struct Route {
     pub header_from: HeaderFrom,
     /// Whether Exchange keeps a copy in Sent Items.
     pub save_to_sent_items: bool,
+    /// The format for this rule's messages; `None` for that of `[delivery]`.
+    #[serde(default)]
+    pub format: Option<Format>,
+}
+
+/// The format that messages are sent in (`format`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Format {
+    /// JSON, and MIME for what JSON would damage.
+    #[default]
+    Auto,
+    /// JSON.
+    Json,
+    /// MIME, where it fits.
+    Mime,
 }
 
 /// What becomes of the From field of a message (`header_from` of a `[[sender]]` rule).

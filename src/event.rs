@@ -13,7 +13,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
 use crate::envelope::ReversePath;
 
@@ -126,6 +126,11 @@ pub fn not_begun(id: &dyn Display, why: &dyn Display) {
 /// The envelope sender as SMTP writes it.
 fn sender(from: &ReversePath) -> String {
     format!("<{}>", from.0.as_ref().map_or("", |it| it.as_str()))
+}
+
+/// The form that a message is sent in, and why.
+pub fn converted(id: &dyn Display, form: &dyn Display, why: &dyn Display) {
+    debug!(target: "graphpost", id = %id, form = %form, why = %why, "converted");
 }
 
 /// Graph has taken a message.

@@ -57,6 +57,7 @@ impl Policy {
                 rule: rule.name.clone(),
                 header_from: rule.header_from,
                 save_to_sent_items: rule.save_to_sent_items,
+                format: rule.format,
             })
             .ok_or_else(|| Denied::Envelope(sender.to_string()))
     }
@@ -169,6 +170,7 @@ mod tests {
             accounts: vec![],
             header_from: HeaderFrom::Mailbox,
             save_to_sent_items: false,
+            format: None,
         }
     }
 

@@ -16,7 +16,7 @@ use graphpost::config::{
     AssertionAlgorithm, Auth, Config, ConfigErrors, Environment, Files, LogFormat, Pattern, TlsMode,
     UnknownPolicy,
 };
-use graphpost::envelope::HeaderFrom;
+use graphpost::envelope::{Format, HeaderFrom};
 use proptest::prelude::*;
 use secrecy::ExposeSecret;
 
@@ -134,6 +134,8 @@ fn every_value_arrives() {
     assert_eq!(erp.accounts, ["erp", "erp2"]);
     assert_eq!(erp.header_from, HeaderFrom::Keep);
     assert!(!erp.save_to_sent_items);
+    assert_eq!(erp.format, Some(Format::Mime));
+    assert_eq!(config.senders[1].format, None);
     assert_eq!(
         config.senders[1].addresses,
         [Pattern::Null, Pattern::Exact("printer".to_owned()), Pattern::Any]
@@ -147,6 +149,8 @@ fn every_value_arrives() {
     assert_eq!(config.spool.keep_failed, Duration::from_secs(14 * 86_400));
     assert_eq!(config.delivery.concurrency_per_mailbox, 3);
     assert_eq!(config.delivery.unknown, UnknownPolicy::Hold);
+    assert_eq!(config.delivery.format, Format::Json);
+    assert!(config.delivery.keep_text_alternative);
     assert_eq!(config.admin.address, None);
     assert_eq!(config.log.format, LogFormat::Json);
 }

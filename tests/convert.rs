@@ -1,8 +1,9 @@
-//! Messages and what becomes of them: `NAME.eml` beside `NAME.json`, each with LF and CRLF line
-//! endings. `NAME.envelope` says who sends and receives, where the default does not do; `NAME.lf.json`
-//! is there where the line endings are part of an attachment.
+//! Messages and what becomes of them: `NAME.eml` beside `NAME.json` or `NAME.mime`, each with LF and
+//! CRLF line endings. `NAME.envelope` says who sends and receives and what is wanted, where the default
+//! does not do; `NAME.lf.json` is there where the line endings are part of an attachment. A MIME form
+//! is in the file with LF, one character for each octet; the test checks that it has CRLF throughout.
 //!
-//! On a mismatch the new result is written to `NAME.failed`, to be compared and, if it is right, to
+//! On a mismatch the new result is written to `NAME.….failed`, to be compared and, if it is right, to
 //! take the place of the old one.
 
 #![allow(clippy::unwrap_used)]
@@ -12,13 +13,15 @@ use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use graphpost::address::Address;
-use graphpost::convert::{Order, Request, convert};
-use graphpost::envelope::{Envelope, HeaderFrom, ReversePath, Route};
-use serde_json::Value;
+use graphpost::convert::{Order, Request, Way, Wishes, convert};
+use graphpost::envelope::{Envelope, Format, HeaderFrom, ReversePath, Route};
+use graphpost::graph::draft::Draft;
+use serde_json::{Value, json};
 
 struct Case {
     envelope: Envelope,
     route: Route,
+    wishes: Wishes,
 }
 
 impl Case {
@@ -36,7 +39,9 @@ impl Case {
                 rule: "erp".to_owned(),
                 header_from: HeaderFrom::Mailbox,
                 save_to_sent_items: true,
+                format: None,
             },
+            wishes: Wishes::default(),
         };
         for line in text.lines().filter(|it| !it.is_empty() && !it.starts_with('#')) {
             let address = |it: &str| Address::parse(it.strip_suffix('>').unwrap()).unwrap();
@@ -50,6 +55,11 @@ impl Case {
                     ("header_from", "keep") => case.route.header_from = HeaderFrom::Keep,
                     ("header_from", "refuse") => case.route.header_from = HeaderFrom::Refuse,
                     ("save_to_sent_items", it) => case.route.save_to_sent_items = it == "true",
+                    ("format", "json") => case.route.format = Some(Format::Json),
+                    ("format", "mime") => case.route.format = Some(Format::Mime),
+                    ("text_alternative", "keep") => case.wishes.keep_alternatives = true,
+                    ("large_messages", "true") => case.wishes.large_messages = true,
+                    ("max_request", it) => case.wishes.max_request = it.parse().unwrap(),
                     ("mailbox", it) => case.route.mailbox = it.to_owned(),
                     other => panic!("{}: {other:?}", path.display()),
                 }
@@ -58,27 +68,46 @@ impl Case {
         case
     }
 
-    fn convert(&self, content: Vec<u8>) -> String {
+    /// The file extension of the form it has, and the form.
+    fn convert(&self, content: Vec<u8>) -> (&'static str, String) {
         let order = Order {
             envelope: &self.envelope,
             route: &self.route,
             message_id: "1@graphpost.example",
+            wishes: self.wishes,
         };
-        match convert(&Bytes::from(content), &order).unwrap() {
-            Request::Json(json) => {
+        let value = match convert(&Bytes::from(content), &order).unwrap().way {
+            Way::Request(Request::Json(json)) => {
                 let value: Value = serde_json::from_slice(&json).unwrap();
-                self.check_recipients(&value);
-                serde_json::to_string_pretty(&value).unwrap() + "\n"
+                self.check_recipients(&value["message"]);
+                value
             }
-            Request::Mime(_) => panic!("not as JSON"),
-        }
+            Way::Request(Request::Mime(base64)) => {
+                let mime = base64_simd::STANDARD.decode_to_vec(&base64).unwrap();
+                let mime: String = mime.into_iter().map(char::from).collect();
+                assert_eq!(mime.matches("\r\n").count(), mime.matches('\n').count());
+                return ("mime", mime.replace("\r\n", "\n"));
+            }
+            Way::Draft(Draft {
+                message, attachments, ..
+            }) => {
+                let message: Value = serde_json::from_slice(&message).unwrap();
+                self.check_recipients(&message);
+                let attachments: Vec<Value> = attachments
+                    .iter()
+                    .map(|it| serde_json::from_slice(&it.to_json()).unwrap())
+                    .collect();
+                json!({ "draft": message, "attachments": attachments })
+            }
+        };
+        ("json", serde_json::to_string_pretty(&value).unwrap() + "\n")
     }
 
     /// Whatever the golden file says: exactly the envelope, each once.
-    fn check_recipients(&self, request: &Value) {
+    fn check_recipients(&self, message: &Value) {
         let mut sent: Vec<String> = ["toRecipients", "ccRecipients", "bccRecipients"]
             .iter()
-            .filter_map(|name| request["message"][name].as_array())
+            .filter_map(|name| message[name].as_array())
             .flatten()
             .map(|it| it["emailAddress"]["address"].as_str().unwrap().to_lowercase())
             .collect();
@@ -122,13 +151,16 @@ fn golden_files() {
                 }
             })
             .collect();
-        let lf_json = path.with_extension("lf.json");
-        let json = path.with_extension("json");
-        let lf_json = if lf_json.exists() { lf_json } else { json.clone() };
-        for (content, expected, suffix) in [(crlf, json, "failed"), (lf, lf_json, "lf.failed")] {
-            let got = case.convert(content);
+        for (content, ending) in [(crlf, ""), (lf, "lf.")] {
+            let (form, got) = case.convert(content);
+            let special = path.with_extension(format!("{ending}{form}"));
+            let expected = if special.exists() {
+                special
+            } else {
+                path.with_extension(form)
+            };
             if got != fs::read_to_string(&expected).unwrap_or_default() {
-                let saved = path.with_extension(suffix);
+                let saved = path.with_extension(format!("{ending}{form}.failed"));
                 fs::write(&saved, got).unwrap();
                 failed.push(format!("{} is not {}", saved.display(), expected.display()));
             }

@@ -7,8 +7,10 @@ use std::collections::BTreeSet;
 
 use bytes::Bytes;
 use graphpost::address::Address;
-use graphpost::convert::{Order, Request, convert};
-use graphpost::envelope::{Envelope, HeaderFrom, ReversePath, Route};
+use graphpost::convert::{Form, Order, Request, Way, Wishes, convert};
+use graphpost::envelope::{Envelope, Format, HeaderFrom, ReversePath, Route};
+use graphpost::graph::draft::Draft;
+use mail_parser::MessageParser;
 use proptest::prelude::*;
 use serde_json::Value;
 
@@ -277,7 +279,8 @@ fn entities() -> impl Strategy<Value = Entity> {
             Just("alternative"),
             Just("related"),
             Just("x-unknown"),
-            Just("report")
+            Just("report"),
+            Just("signed")
         ];
         (
             kinds,
@@ -322,12 +325,59 @@ fn field(name: &'static str) -> impl Strategy<Value = String> {
     })
 }
 
-fn order<'a>(envelope: &'a Envelope, route: &'a Route) -> Order<'a> {
+fn order<'a>(envelope: &'a Envelope, route: &'a Route, wishes: Wishes) -> Order<'a> {
     Order {
         envelope,
         route,
         message_id: "1@graphpost.example",
+        wishes,
     }
+}
+
+/// What a message is to be sent as, so that every form is seen.
+fn wishes() -> impl Strategy<Value = Wishes> {
+    let formats = prop_oneof![Just(Format::Auto), Just(Format::Json), Just(Format::Mime)];
+    let sizes = prop_oneof![2 => Just(3_500_000usize), 1 => Just(2500)];
+    (formats, any::<bool>(), sizes).prop_map(|(format, keep_alternatives, max_request)| Wishes {
+        format,
+        keep_alternatives,
+        large_messages: true,
+        max_request,
+    })
+}
+
+/// What a request delivers.
+struct Delivered {
+    recipients: BTreeSet<String>,
+    body: String,
+    attachments: Vec<Vec<u8>>,
+}
+
+fn json_delivers(message: &Value) -> Delivered {
+    let attachments = message["attachments"].as_array().into_iter().flatten().map(|it| {
+        assert!(!it["name"].as_str().unwrap().contains(['/', '\\']));
+        base64_simd::STANDARD
+            .decode_to_vec(it["contentBytes"].as_str().unwrap())
+            .unwrap()
+    });
+    Delivered {
+        recipients: recipients(message),
+        body: message["body"]["content"].as_str().unwrap().to_owned(),
+        attachments: attachments.collect(),
+    }
+}
+
+/// What a MIME message says, read by another parser. Its recipients are those of its header.
+fn mime_recipients(mime: &[u8]) -> BTreeSet<String> {
+    let message = MessageParser::default().parse(mime).unwrap();
+    let mut found = BTreeSet::new();
+    for header in [message.to(), message.cc(), message.bcc()].into_iter().flatten() {
+        for address in header.iter() {
+            let address = address.address().unwrap().to_lowercase();
+            assert!(found.insert(address.clone()), "{address} twice");
+        }
+    }
+    found
 }
 
 fn route() -> Route {
@@ -336,6 +386,7 @@ fn route() -> Route {
         rule: "erp".to_owned(),
         header_from: HeaderFrom::Mailbox,
         save_to_sent_items: true,
+        format: None,
     }
 }
 
@@ -362,7 +413,11 @@ fn recipients(message: &Value) -> BTreeSet<String> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 10_000, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig {
+        cases: 10_000,
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    })]
 
     #[test]
     fn nothing_is_lost_and_nobody_added(
@@ -371,48 +426,84 @@ proptest! {
         cc in field("Cc"),
         bcc in field("Bcc"),
         addressed in prop::collection::vec(address(), 1..10),
+        wishes in wishes(),
     ) {
         let mut writer = Writer::default();
         writer.line("From: erp@contoso.example");
         writer.message.extend_from_slice((to + &cc + &bcc).as_bytes());
         writer.line("MIME-Version: 1.0");
+        let header = writer.message.len();
         writer.entity(&root, false);
         let (envelope, route) = (envelope(&addressed), route());
         let content = Bytes::from(std::mem::take(&mut writer.message));
 
-        let Request::Json(json) = convert(&content, &order(&envelope, &route)).unwrap() else {
-            panic!("not as JSON");
+        let converted = convert(&content, &order(&envelope, &route, wishes)).unwrap();
+        let delivered = match converted.way {
+            Way::Request(Request::Json(json)) => {
+                prop_assert!(json.len() <= wishes.max_request);
+                json_delivers(&serde_json::from_slice::<Value>(&json).unwrap()["message"])
+            }
+            Way::Request(Request::Mime(base64)) => {
+                prop_assert!(base64.len() <= wishes.max_request);
+                let mime = base64_simd::STANDARD.decode_to_vec(&base64).unwrap();
+                // Below the header it is the same, octet for octet.
+                let body = header + memchr::memmem::find(&content[header..], b"\r\n\r\n").unwrap() + 4;
+                let same: Vec<u8> = with_crlf(&content[body..]);
+                prop_assert!(mime.ends_with(&same));
+                let wanted: BTreeSet<String> = addressed.iter().map(|it| it.to_lowercase()).collect();
+                prop_assert_eq!(mime_recipients(&mime), wanted);
+                return Ok(());
+            }
+            Way::Draft(Draft {
+                message, attachments, ..
+            }) => {
+                prop_assert!(message.len() <= wishes.max_request);
+                let mut delivered = json_delivers(&serde_json::from_slice(&message).unwrap());
+                for attachment in attachments {
+                    let mut reader = attachment.content.reader();
+                    let mut octets = Vec::new();
+                    loop {
+                        let chunk = reader.next_chunk(100);
+                        if chunk.is_empty() {
+                            break;
+                        }
+                        octets.extend_from_slice(&chunk);
+                    }
+                    prop_assert_eq!(octets.len() as u64, attachment.content.len());
+                    delivered.attachments.push(octets);
+                }
+                // A body that is too long is in an attachment.
+                let attached: Vec<String> = delivered
+                    .attachments
+                    .iter()
+                    .map(|it| String::from_utf8_lossy(it).into_owned())
+                    .collect();
+                delivered.body += &attached.concat();
+                delivered
+            }
         };
-        let request: Value = serde_json::from_slice(&json).unwrap();
-        let message = &request["message"];
-
         let wanted: BTreeSet<String> = addressed.iter().map(|it| it.to_lowercase()).collect();
-        prop_assert_eq!(recipients(message), wanted);
-
-        let mut attached: Vec<Vec<u8>> = message["attachments"]
-            .as_array()
-            .into_iter()
-            .flatten()
-            .map(|it| {
-                assert!(!it["name"].as_str().unwrap().contains(['/', '\\']));
-                base64_simd::STANDARD.decode_to_vec(it["contentBytes"].as_str().unwrap()).unwrap()
-            })
-            .collect();
+        prop_assert_eq!(&delivered.recipients, &wanted);
+        if converted.form == Form::Enclosed {
+            prop_assert!(delivered.attachments.iter().any(|it| it.ends_with(&content[content.len() - 20..])));
+            return Ok(());
+        }
+        let mut attached = delivered.attachments;
         for file in &writer.files {
             let at = attached.iter().position(|it| it == file);
             prop_assert!(at.is_some(), "a file is missing: {}", file.escape_ascii());
             attached.swap_remove(at.unwrap());
         }
         // What is left are texts.
-        let body = message["body"]["content"].as_str().unwrap();
         for mark in &writer.marks {
             let narrow = attached.iter().any(|it| {
                 let text: Vec<u8> = it.iter().copied().filter(|it| *it != 0).collect();
                 String::from_utf8_lossy(&text).contains(mark.as_str())
             });
-            prop_assert!(body.contains(mark.as_str()) || narrow, "{mark} is missing");
+            prop_assert!(delivered.body.contains(mark.as_str()) || narrow, "{mark} is missing");
         }
-        prop_assert!(attached.len() <= writer.texts + 10);
+        // And, in a draft, the body.
+        prop_assert!(attached.len() <= writer.texts + 1);
     }
 
     /// Octets of all kinds, half of them with something like structure.
@@ -432,13 +523,34 @@ proptest! {
             ],
             0..60,
         ),
+        wishes in wishes(),
     ) {
         let content = Bytes::from(pieces.concat());
         let (envelope, route) = (envelope(&["a@example.org".to_owned()]), route());
-        let Request::Json(json) = convert(&content, &order(&envelope, &route)).unwrap() else {
-            panic!("not as JSON");
-        };
-        let request: Value = serde_json::from_slice(&json).unwrap();
-        prop_assert_eq!(recipients(&request["message"]).len(), 1);
+        match convert(&content, &order(&envelope, &route, wishes)).unwrap().way {
+            Way::Request(Request::Json(json)) => {
+                let request: Value = serde_json::from_slice(&json).unwrap();
+                prop_assert_eq!(recipients(&request["message"]).len(), 1);
+            }
+            Way::Request(Request::Mime(base64)) => {
+                let mime = base64_simd::STANDARD.decode_to_vec(&base64).unwrap();
+                prop_assert_eq!(mime_recipients(&mime).len(), 1);
+            }
+            Way::Draft(draft) => {
+                let message: Value = serde_json::from_slice(&draft.message).unwrap();
+                prop_assert_eq!(recipients(&message).len(), 1);
+            }
+        }
     }
+}
+
+fn with_crlf(octets: &[u8]) -> Vec<u8> {
+    let mut out = Vec::new();
+    for (at, octet) in octets.iter().enumerate() {
+        if *octet == b'\n' && (at == 0 || octets[at - 1] != b'\r') {
+            out.push(b'\r');
+        }
+        out.push(*octet);
+    }
+    out
 }

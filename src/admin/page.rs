@@ -322,6 +322,7 @@ mod tests {
                     rule: "sender[1]".to_owned(),
                     header_from: HeaderFrom::Mailbox,
                     save_to_sent_items: true,
+                    format: None,
                 },
                 message_id: "1@contoso.com".to_owned(),
             },

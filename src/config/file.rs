@@ -16,7 +16,7 @@ use super::{
     Admin, AssertionAlgorithm, Auth, Config, Credential, Delivery, Environment, Files, Listener, Log,
     LogFormat, Place, SenderRule, Smtp, Spool, Tenant, TlsMode, UnknownPolicy,
 };
-use crate::envelope::HeaderFrom;
+use crate::envelope::{Format, HeaderFrom};
 
 /// The longest configuration read; some thousand sender rules.
 const MAX_FILE: u64 = 8 << 20;
@@ -540,6 +540,7 @@ fn sender(mut section: Section<'_>, at: usize, line_starts: &[usize]) -> Written
         ],
     );
     let save_to_sent_items = section.boolean("save_to_sent_items");
+    let format = section.choice("format", &FORMATS);
 
     let place = section.place.clone();
     let line = match &place {
@@ -565,6 +566,7 @@ fn sender(mut section: Section<'_>, at: usize, line_starts: &[usize]) -> Written
                 .collect(),
             header_from: header_from.map(|it| it.value).unwrap_or_default(),
             save_to_sent_items: save_to_sent_items.is_none_or(|it| it.value),
+            format: format.map(|it| it.value),
         }),
         _ => None,
     };
@@ -705,6 +707,12 @@ fn spool(reader: &Reader, mut section: Section<'_>, directories: &Directories<'_
     spool
 }
 
+const FORMATS: [(&str, Format); 3] = [
+    ("auto", Format::Auto),
+    ("json", Format::Json),
+    ("mime", Format::Mime),
+];
+
 fn delivery(reader: &Reader, mut section: Section<'_>) -> Delivery {
     let default = Delivery::default();
     let lifetime = section.duration("lifetime", default.lifetime, SECOND);
@@ -755,6 +763,13 @@ fn delivery(reader: &Reader, mut section: Section<'_>) -> Delivery {
             )
             .map(|it| it.value)
             .unwrap_or_default(),
+        format: section
+            .choice("format", &FORMATS)
+            .map(|it| it.value)
+            .unwrap_or_default(),
+        keep_text_alternative: section
+            .choice("text_alternative", &[("drop", false), ("keep", true)])
+            .is_some_and(|it| it.value),
     };
     section.finish();
     delivery

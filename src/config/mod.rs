@@ -18,7 +18,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 use secrecy::SecretString;
 
-use crate::envelope::HeaderFrom;
+use crate::envelope::{Format, HeaderFrom};
 
 pub use finding::{ConfigErrors, Finding, Findings, Place, Severity};
 
@@ -189,6 +189,8 @@ pub struct SenderRule {
     pub header_from: HeaderFrom,
     /// Whether Exchange keeps a copy in Sent Items.
     pub save_to_sent_items: bool,
+    /// The format for its messages; `None` for that of `[delivery]`.
+    pub format: Option<Format>,
 }
 
 /// What a sender address is compared with. Case is ignored.
@@ -314,6 +316,10 @@ pub struct Delivery {
     pub drain_timeout: Duration,
     /// What to do when nobody can know whether Graph sent a message.
     pub unknown: UnknownPolicy,
+    /// The format that messages are sent in.
+    pub format: Format,
+    /// Whether the text beside an HTML body is sent as well, which only MIME can.
+    pub keep_text_alternative: bool,
 }
 
 impl Default for Delivery {
@@ -329,6 +335,8 @@ impl Default for Delivery {
             request_timeout: Duration::from_secs(120),
             drain_timeout: Duration::from_secs(30),
             unknown: UnknownPolicy::default(),
+            format: Format::default(),
+            keep_text_alternative: false,
         }
     }
 }

@@ -8,6 +8,7 @@ use super::headers;
 use super::mime::Part;
 use super::names;
 use super::recipients::Recipients;
+use super::rewrite;
 use crate::address::Address;
 use crate::envelope::HeaderFrom;
 use crate::graph::resource::{Attachment, MAX_ATTACHMENTS, Message, Recipient};
@@ -30,7 +31,7 @@ pub fn message(content: &Bytes, root: &Part<'_>, order: &Order<'_>) -> Message {
     };
     if attached.len() > MAX_ATTACHMENTS {
         // More than Exchange takes: all of them in one, which mail programs open.
-        attachments.whole(root);
+        attachments.made.push(enclosure(content, root));
     } else {
         for part in attached {
             attachments.part(part);
@@ -155,7 +156,8 @@ impl Attachments<'_> {
     /// Attaches a part.
     fn part(&mut self, part: &Part<'_>) {
         if part.closed {
-            return self.whole(part);
+            self.made.push(enclosure(self.content, part));
+            return;
         }
         let media_type = sound_type(part.media_type());
         let mut name = part.file_name().and_then(names::safe);
@@ -173,13 +175,6 @@ impl Attachments<'_> {
         );
     }
 
-    /// Attaches a part or message that is not taken apart, as it stands.
-    fn whole(&mut self, part: &Part<'_>) {
-        let name = Some("message.eml".to_owned());
-        let content = Content::plain(self.content.slice_ref(part.whole));
-        self.add(name, "message/rfc822", None, content);
-    }
-
     fn add(&mut self, name: Option<String>, media_type: &str, content_id: Option<String>, content: Content) {
         let name = name.unwrap_or_else(|| names::made_up(media_type, self.made.len() + 1));
         self.made.push(Attachment {
@@ -188,6 +183,16 @@ impl Attachments<'_> {
             content_id,
             content,
         });
+    }
+}
+
+/// A message or part that is not taken apart, to be attached as it stands, but without blind copies.
+pub fn enclosure(content: &Bytes, part: &Part<'_>) -> Attachment {
+    Attachment {
+        name: "message.eml".to_owned(),
+        content_type: "message/rfc822".to_owned(),
+        content_id: None,
+        content: Content::joined(rewrite::enclosed_header(part), content.slice_ref(part.body())),
     }
 }
 

@@ -203,7 +203,7 @@ fn split<'a>(body: &'a [u8], boundary: &[u8], most: usize) -> Pieces<'a> {
             return Pieces::TooMany;
         }
         // A delimiter at the very end begins nothing.
-        if start < body.len() || pieces.is_empty() {
+        if !body[start..].trim_ascii().is_empty() || pieces.is_empty() {
             pieces.push(&body[start..]);
         }
     }

@@ -1,18 +1,24 @@
 //! RFC 5322/MIME message → Graph message. Pure.
 
 mod body;
+mod draft;
 mod headers;
 mod json;
 mod mime;
 mod names;
+mod plan;
 mod recipients;
+mod rewrite;
 
 use std::fmt;
 
 use bytes::Bytes;
 
 use crate::envelope::{Envelope, Route};
-use crate::graph::resource;
+use crate::graph::draft::Draft;
+use crate::graph::resource::MAX_UPLOAD_OCTETS;
+
+pub use plan::{Form, Nature, Reason, Wishes};
 
 /// What a conversion needs besides the content.
 #[derive(Clone, Copy, Debug)]
@@ -23,6 +29,28 @@ pub struct Order<'a> {
     pub route: &'a Route,
     /// The stable Message-ID, without angle brackets.
     pub message_id: &'a str,
+    /// What the administrator wants of every message.
+    pub wishes: Wishes,
+}
+
+/// What sends a message.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// One request.
+    Request(Request),
+    /// A draft to be made, filled and sent.
+    Draft(Draft),
+}
+
+/// What sends a message, and why it has this form.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Converted {
+    /// What sends it.
+    pub way: Way,
+    /// Its form.
+    pub form: Form,
+    /// Why it has this form.
+    pub reason: Reason,
 }
 
 /// A request body for `sendMail`.
@@ -44,6 +72,13 @@ pub enum ConvertError {
         /// The most that Graph takes.
         limit: usize,
     },
+    /// An attachment is larger than Exchange takes.
+    AttachmentTooLarge {
+        /// Its octets.
+        attachment: u64,
+        /// The most that can be uploaded.
+        limit: u64,
+    },
 }
 
 impl fmt::Display for ConvertError {
@@ -54,23 +89,76 @@ impl fmt::Display for ConvertError {
                 "the message is too large to be sent in one request to Microsoft Graph \
                  (at least {request} octets; {limit} fit)"
             ),
+            ConvertError::AttachmentTooLarge { attachment, limit } => write!(
+                f,
+                "an attachment is larger than Exchange Online takes ({attachment} octets; {limit} can be uploaded)"
+            ),
         }
     }
 }
 
 impl std::error::Error for ConvertError {}
 
-/// Converts a message as it was received into the request that sends it. Never panics, and never
+/// Converts a message as it was received into what sends it. Never panics, and never
 /// drops a part it does not understand.
 ///
 /// # Errors
 /// [`ConvertError`] says why the message cannot be sent at all.
-pub fn convert(content: &Bytes, order: &Order<'_>) -> Result<Request, ConvertError> {
+pub fn convert(content: &Bytes, order: &Order<'_>) -> Result<Converted, ConvertError> {
     let root = mime::Part::parse(content);
-    let message = json::message(content, &root, order);
-    let limit = resource::MAX_REQUEST_OCTETS;
-    match message.send_mail(order.route.save_to_sent_items, limit) {
-        Ok(request) => Ok(Request::Json(request)),
-        Err(request) => Err(ConvertError::TooLarge { request, limit }),
+    let nature = plan::nature(&root);
+    let wishes = Wishes {
+        format: order.route.format.unwrap_or(order.wishes.format),
+        ..order.wishes
+    };
+    let mut size = content.len();
+    let mut outgrown = None;
+    while let Some((form, reason)) = plan::plan(nature, wishes, outgrown) {
+        let made = match form {
+            Form::Json => as_json(content, &root, order).map(Way::Request),
+            Form::Mime => as_mime(content, &root, order).map(Way::Request),
+            Form::Draft => draft::draft(json::message(content, &root, order), order).map(Way::Draft),
+            Form::Enclosed => draft::enclosed(content, &root, nature, order).map(Way::Draft),
+        };
+        match made {
+            Ok(way) => {
+                return Ok(Converted { way, form, reason });
+            }
+            Err(octets) => size = octets,
+        }
+        outgrown = Some(form);
     }
+    Err(match outgrown {
+        Some(Form::Draft | Form::Enclosed) => ConvertError::AttachmentTooLarge {
+            attachment: size as u64,
+            limit: MAX_UPLOAD_OCTETS,
+        },
+        _ => ConvertError::TooLarge {
+            request: size,
+            limit: wishes.max_request,
+        },
+    })
+}
+
+/// A request with a Graph message; or how large it would be at least.
+fn as_json(content: &Bytes, root: &mime::Part<'_>, order: &Order<'_>) -> Result<Request, usize> {
+    json::message(content, root, order)
+        .send_mail(order.route.save_to_sent_items, order.wishes.max_request)
+        .map(Request::Json)
+}
+
+/// A request with the MIME message; or how large it would be.
+fn as_mime(content: &Bytes, root: &mime::Part<'_>, order: &Order<'_>) -> Result<Request, usize> {
+    let base64 = |octets: usize| octets.div_ceil(3) * 4;
+    let limit = order.wishes.max_request;
+    let least = base64(root.body().len());
+    if least > limit {
+        return Err(least);
+    }
+    let message = rewrite::rewrite(content, root, order);
+    if base64(message.len()) > limit {
+        return Err(base64(message.len()));
+    }
+    let request: Vec<u8> = base64_simd::STANDARD.encode_type(&message);
+    Ok(Request::Mime(request.into()))
 }

@@ -9,7 +9,8 @@ use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::convert::{self, ConvertError, Order, Request};
+use crate::convert::{self, ConvertError, Order, Request, Wishes};
+use crate::event;
 use crate::graph::client::Graph;
 use crate::outcome::Answer;
 use crate::spool::{Entry, QueueId, Spool, SpoolError};
@@ -67,6 +68,7 @@ pub(super) async fn attempt(
     size: u64,
     spool: Spool,
     graph: Graph,
+    wishes: Wishes,
     memory: Arc<Semaphore>,
     stop: CancellationToken,
 ) -> Ended {
@@ -85,7 +87,7 @@ pub(super) async fn attempt(
         Err(error) => return Ended::NotBegun(Err(error)),
     };
     let queued = super::since(entry.accepted);
-    let (entry, request) = convert(entry, content).await;
+    let (entry, request) = convert(entry, content, wishes).await;
     let prepared = start.elapsed();
     let asked = Instant::now();
     let result = match request {
@@ -103,29 +105,36 @@ pub(super) async fn attempt(
     }))
 }
 
-async fn convert(entry: Entry, content: Bytes) -> (Entry, Result<Request, AttemptResult>) {
+async fn convert(entry: Entry, content: Bytes, wishes: Wishes) -> (Entry, Result<Request, AttemptResult>) {
     if content.len() < BLOCKING_OCTETS {
-        let request = convert_now(&entry, &content);
+        let request = convert_now(&entry, &content, wishes);
         return (entry, request);
     }
     let entry = Arc::new(entry);
     let shared = entry.clone();
-    let request = tokio::task::spawn_blocking(move || convert_now(&shared, &content))
+    let request = tokio::task::spawn_blocking(move || convert_now(&shared, &content, wishes))
         .await
         // A blocking task is not cancelled, and a panic is caught inside.
         .unwrap_or_else(|error| Err(AttemptResult::Defect(error.to_string())));
     (Arc::unwrap_or_clone(entry), request)
 }
 
-fn convert_now(entry: &Entry, content: &Bytes) -> Result<Request, AttemptResult> {
+fn convert_now(entry: &Entry, content: &Bytes, wishes: Wishes) -> Result<Request, AttemptResult> {
     let order = Order {
         envelope: &entry.submission.envelope,
         route: &entry.submission.route,
         message_id: &entry.submission.message_id,
+        wishes,
     };
     // No message may stop the others, not even one that finds a defect of ours.
     match catch_unwind(AssertUnwindSafe(|| convert::convert(content, &order))) {
-        Ok(Ok(request)) => Ok(request),
+        Ok(Ok(converted)) => {
+            event::converted(&entry.id, &converted.form, &converted.reason);
+            match converted.way {
+                convert::Way::Request(request) => Ok(request),
+                convert::Way::Draft(_) => Err(AttemptResult::Defect("nothing asks for drafts".to_owned())),
+            }
+        }
         Ok(Err(error)) => Err(AttemptResult::Unsendable(error)),
         Err(panic) => Err(AttemptResult::Defect(words(panic.as_ref()))),
     }

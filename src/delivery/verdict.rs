@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use super::attempt::AttemptResult;
-use crate::convert::ConvertError;
 use crate::outcome::{self, Answer, Closes, Outcome};
 use crate::schedule::{Retry, Trouble, Way};
 
@@ -33,14 +32,11 @@ impl Verdict {
     pub(super) fn of(result: &AttemptResult) -> Verdict {
         match result {
             AttemptResult::Answered(answer) => Verdict::of_answer(answer),
-            AttemptResult::Unsendable(ConvertError::TooLarge { request, limit }) => {
-                Verdict::not_sent(Outcome::Failed {
-                    why: format!(
-                        "the request that sends it would have {request} octets, and Graph takes {limit}"
-                    ),
-                    enhanced: "5.3.4",
-                })
-            }
+            // RFC 3463 §3.4: message too big for system.
+            AttemptResult::Unsendable(error) => Verdict::not_sent(Outcome::Failed {
+                why: error.to_string(),
+                enhanced: "5.3.4",
+            }),
             AttemptResult::Defect(why) => Verdict::not_sent(Outcome::Held {
                 why: format!("an internal error in its conversion: {why}; please report it"),
                 closes: Closes::Message,
@@ -234,7 +230,7 @@ mod tests {
             (no_token(true), Way::NotSent, Some((Tenant, Hold))),
             (no_token(false), Way::NotSent, Some((Tenant, Outage))),
             (
-                AttemptResult::Unsendable(ConvertError::TooLarge { request: 2, limit: 1 }),
+                AttemptResult::Unsendable(crate::convert::ConvertError::TooLarge { request: 2, limit: 1 }),
                 Way::NotSent,
                 None,
             ),

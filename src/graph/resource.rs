@@ -29,6 +29,10 @@ pub const MAX_HEADERS: usize = 5;
 /// <https://learn.microsoft.com/office365/servicedescriptions/exchange-online-service-description/exchange-online-limits>).
 pub const MAX_ATTACHMENTS: usize = 250;
 
+/// The largest file that can be uploaded
+/// (<https://learn.microsoft.com/graph/api/attachment-createuploadsession>).
+pub const MAX_UPLOAD_OCTETS: u64 = 150 * 1024 * 1024;
+
 /// A `message`, as far as sending one needs it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Message {
@@ -143,6 +147,19 @@ impl Message {
             }
             Ok(())
         })?;
+        Ok(json.out.into())
+    }
+
+    /// The request body that creates a draft, unless it is larger than `limit`.
+    ///
+    /// # Errors
+    /// The size at which it was given up.
+    pub fn draft(&self, limit: usize) -> Result<Bytes, usize> {
+        let mut json = Writer {
+            out: Vec::new(),
+            limit,
+        };
+        json.object(|json| self.write(json))?;
         Ok(json.out.into())
     }
 

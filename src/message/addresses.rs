@@ -8,6 +8,9 @@ use memchr::memrchr;
 use super::words;
 use crate::address::Address;
 
+/// The longest display name that is kept. Exchange's own have at most 256 characters.
+const MAX_NAME_CHARACTERS: usize = 256;
+
 /// An address with the name shown for it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mailbox {
@@ -315,7 +318,10 @@ impl Element {
         if octets.is_empty() {
             octets = self.comments.join(&b' ');
         }
-        let name = words::decode(&octets);
+        let mut name = words::decode(&octets);
+        if let Some((end, _)) = name.char_indices().nth(MAX_NAME_CHARACTERS) {
+            name.truncate(end);
+        }
         (!name.is_empty()).then_some(name)
     }
 

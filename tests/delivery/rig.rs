@@ -193,6 +193,7 @@ fn submission(mailbox: &str, subject: &str) -> Submission {
             rule: "sender[1]".to_owned(),
             header_from: HeaderFrom::Mailbox,
             save_to_sent_items: true,
+            format: None,
         },
         message_id: format!("{subject}@erp.example"),
     }

@@ -50,6 +50,7 @@ pub fn submission(from: &str, to: &[&str], mailbox: &str) -> Submission {
             rule: "sender[1]".to_owned(),
             header_from: HeaderFrom::Mailbox,
             save_to_sent_items: true,
+            format: None,
         },
         message_id: "1@erp.example".to_owned(),
     }
