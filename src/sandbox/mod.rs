@@ -411,6 +411,17 @@ fn reset(peer: &Peer) -> Response {
     Response::new(Body::empty())
 }
 
+/// The root URL a request came to, as its client names it. A proxy may speak TLS for this cloud,
+/// which itself does not.
+fn origin(headers: &HeaderMap) -> String {
+    let text = |name: &str| headers.get(name).and_then(|it| it.to_str().ok());
+    let scheme = match text("x-forwarded-proto") {
+        Some("https") => "https",
+        _ => "http",
+    };
+    format!("{scheme}://{}", text("host").unwrap_or_default())
+}
+
 /// What a proxy in front of the service answers when it is in trouble itself.
 fn html_error(status: u16) -> String {
     format!(

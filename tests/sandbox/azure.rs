@@ -497,4 +497,14 @@ async fn libraries_find_the_token_endpoint() {
         body["token_endpoint"],
         format!("{}/{TENANT}/oauth2/v2.0/token", client.cloud.url())
     );
+
+    // Behind a proxy that speaks TLS the endpoint's URL, and so the audience, says https.
+    let https = client.cloud.url().replace("http://", "https://");
+    let mut claims = claims(&client.cloud);
+    claims["aud"] = format!("{https}/{TENANT}/oauth2/v2.0/token").into();
+    let assertion = REGISTERED.sign(&REGISTERED.ps256_header(), &claims);
+    let url = format!("{}/{TENANT}/oauth2/v2.0/token", client.cloud.url());
+    let ask = || client.http.post(&url).send_form(&form(&assertion));
+    assert_eq!(answer(ask()).await.2["error_codes"], json!([700_023]));
+    assert_eq!(answer(ask().header("x-forwarded-proto", "https")).await.0, 200);
 }

@@ -1,5 +1,5 @@
 use base64::Engine as _;
-use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
+use base64::engine::general_purpose::{STANDARD, URL_SAFE, URL_SAFE_NO_PAD};
 use graphpost::sandbox::{Cloud, Options};
 use serde_json::{Value, json};
 
@@ -39,6 +39,12 @@ async fn a_signed_assertion_gets_a_token() {
         assert_eq!(payload["appid"], CLIENT);
         assert_eq!(payload["roles"], json!(["Mail.Send", "Mail.ReadWrite"]));
     }
+    // MSAL Python pads the thumbprint and has fractions of a second.
+    let header = json!({"alg": "PS256", "x5t#S256": URL_SAFE.encode(REGISTERED.sha256())});
+    let mut fractions = claims(&cloud);
+    fractions["exp"] = (now() as f64 + 600.25).into();
+    let assertion = REGISTERED.sign(&header, &fractions);
+    assert_eq!(post(&cloud, TENANT, &form(&assertion)).await.0, 200);
     // MSAL.NET writes the times as strings.
     let mut texts = claims(&cloud);
     texts["nbf"] = now().to_string().into();

@@ -189,15 +189,6 @@ fn spoil(spoilt: &fault::Spoilt) -> Response {
     response
 }
 
-/// The host a request came to, as the client named it.
-fn host(parts: &Parts) -> &str {
-    parts
-        .headers
-        .get(header::HOST)
-        .and_then(|it| it.to_str().ok())
-        .unwrap_or_default()
-}
-
 /// One parameter of the query; empty counts as absent.
 fn parameter(parts: &Parts, name: &str) -> Option<String> {
     let pairs = axum::extract::Query::<Vec<(String, String)>>::try_from_uri(&parts.uri)

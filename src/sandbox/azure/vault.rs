@@ -24,9 +24,9 @@ use openssl::x509::X509;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{Answer, host, parameter};
+use super::{Answer, parameter};
 use crate::sandbox::entra::{VAULT, bearer_token};
-use crate::sandbox::{World, percent_decode, random};
+use crate::sandbox::{World, origin, percent_decode, random};
 
 /// Objects of each kind held at the same time.
 const OBJECTS_MAX: usize = 1000;
@@ -212,7 +212,7 @@ fn respond(world: &World, parts: &Parts, body: &Bytes) -> Result<Value, Answer> 
             Err(refusal)
         }
     };
-    let root = format!("http://{}", host(parts));
+    let root = origin(&parts.headers);
     let vault = world.vault();
     match (&parts.method, segments.as_slice()) {
         (&Method::GET, ["secrets", name, rest @ ..]) if rest.len() <= 1 => {
@@ -308,7 +308,7 @@ fn find<'a, T>(
 
 /// Without a good token: where to get one, and for what.
 fn authenticate(world: &World, parts: &Parts) -> Result<(), Answer> {
-    let own = format!("http://{}", host(parts));
+    let own = origin(&parts.headers);
     let settings = world.tenant().clone();
     let challenge = |message: &str| {
         let tenant = settings

@@ -199,7 +199,8 @@ fn check_signature(
     // PS256 goes with x5t#S256, RS256 with x5t; a mixture is answered as if the key were unknown.
     let thumbprint = match algorithm {
         Algorithm::Ps256 => text("x5t#S256")
-            .and_then(|it| URL_SAFE_NO_PAD.decode(it).ok())
+            // MSAL Python pads, in both forms, and is understood.
+            .and_then(|it| URL_SAFE_NO_PAD.decode(it.trim_end_matches('=')).ok())
             .filter(|it| it.len() == 32)
             .map(Thumbprint::Sha256),
         // Microsoft's own Rust SDK sends the standard alphabet here.
@@ -344,7 +345,8 @@ pub(super) fn check_times(claims: &Map<String, Value>, skew: i64, now: Timestamp
 /// A NumericDate (RFC 7519 §2), which MSAL.NET writes as a string.
 fn seconds(value: Option<&Value>) -> Option<i64> {
     match value? {
-        Value::Number(number) => number.as_i64(),
+        // MSAL Python has fractions of a second.
+        Value::Number(number) => number.as_f64().filter(|it| it.abs() < 1e15).map(|it| it as i64),
         Value::String(text) => text.parse().ok(),
         _ => None,
     }

@@ -22,7 +22,7 @@ use self::assertion::Expected;
 use super::fault::{self, Action, Fault, Operation};
 use super::tenant::is_guid;
 use super::wire::Peer;
-use super::{Answered, World, guid, reset};
+use super::{Answered, World, guid, origin, reset};
 
 /// The only value there is.
 const ASSERTION_TYPE: &str = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer";
@@ -215,12 +215,7 @@ async fn grant(world: &World, tenant: &str, parts: &Parts, body: Bytes) -> Resul
 
 /// The URL of this endpoint as the client knows it, which is what `aud` has to name.
 fn endpoint(parts: &Parts, tenant: &str) -> String {
-    let host = parts
-        .headers
-        .get(header::HOST)
-        .and_then(|it| it.to_str().ok())
-        .unwrap_or_default();
-    format!("http://{host}/{tenant}/oauth2/v2.0/token")
+    format!("{}/{tenant}/oauth2/v2.0/token", origin(&parts.headers))
 }
 
 /// The token of a request (RFC 6750 §2.1).
@@ -232,11 +227,7 @@ pub(super) fn bearer_token(headers: &HeaderMap) -> Option<&str> {
 
 /// What a library reads first of all (OpenID Connect Discovery 1.0 §4).
 pub(super) fn discovery(tenant: &str, headers: &HeaderMap) -> Value {
-    let host = headers
-        .get(header::HOST)
-        .and_then(|it| it.to_str().ok())
-        .unwrap_or_default();
-    let root = format!("http://{host}/{tenant}");
+    let root = format!("{}/{tenant}", origin(headers));
     json!({
         "token_endpoint": format!("{root}/oauth2/v2.0/token"),
         "authorization_endpoint": format!("{root}/oauth2/v2.0/authorize"),

@@ -443,11 +443,15 @@ impl Item {
 /// A mail without its content.
 fn outline(mail: &Mail) -> Mail {
     Mail {
-        body: Default::default(),
-        text_alternative: None,
-        attachments: Vec::new(),
-        headers: Vec::new(),
-        ..mail.clone()
+        from: mail.from.clone(),
+        sender: mail.sender.clone(),
+        to: mail.to.clone(),
+        cc: mail.cc.clone(),
+        bcc: mail.bcc.clone(),
+        reply_to: mail.reply_to.clone(),
+        subject: mail.subject.clone(),
+        importance: mail.importance.clone(),
+        ..Mail::default()
     }
 }
 

@@ -24,7 +24,7 @@ use crate::sandbox::mail::{Form, Mail, Recipient};
 use crate::sandbox::tenant::{Denied, Mailbox, NoMailbox};
 use crate::sandbox::wire::Peer;
 use crate::sandbox::witness::{Answered, Content, Delivery};
-use crate::sandbox::{World, guid, reset};
+use crate::sandbox::{World, guid, origin, reset};
 
 /// A request with its body, ready to be carried out.
 pub(super) struct Work {
@@ -194,14 +194,10 @@ impl Work {
 
     /// The application and its roles, by a token that is good.
     fn authenticate(&self) -> Result<(String, Vec<String>), GraphError> {
-        let host = self
-            .headers
-            .get(header::HOST)
-            .and_then(|it| it.to_str().ok())
-            .unwrap_or_default();
+        let own = origin(&self.headers);
         let challenge = |more: &str| {
             Some(format!(
-                "Bearer realm=\"\", authorization_uri=\"http://{host}/common/oauth2/authorize\", \
+                "Bearer realm=\"\", authorization_uri=\"{own}/common/oauth2/authorize\", \
                  client_id=\"00000003-0000-0000-c000-000000000000\"{more}"
             ))
         };
@@ -460,16 +456,12 @@ impl Work {
         self.require_json()?;
         let upload = message::read_upload(&self.json()?, &self.world.limits())?;
         let (secret, expires) = self.world.store().open_session(&mailbox.address, id, upload)?;
-        let host = self
-            .headers
-            .get(header::HOST)
-            .and_then(|it| it.to_str().ok())
-            .unwrap_or_default();
+        let own = origin(&self.headers);
         Ok(Success::new(
             StatusCode::CREATED,
             Some(json!({
                 "@odata.context": "https://outlook.office.com/api/gv1.0/$metadata#microsoft.graph.uploadSession",
-                "uploadUrl": format!("http://{host}{UPLOAD_ROOT}users('sandbox')/messages('draft')/AttachmentSessions('1')?authtoken={secret}"),
+                "uploadUrl": format!("{own}{UPLOAD_ROOT}users('sandbox')/messages('draft')/AttachmentSessions('1')?authtoken={secret}"),
                 "expirationDateTime": expires,
                 "nextExpectedRanges": ["0-"],
             })),
