@@ -29,6 +29,13 @@ const MAX_MESSAGE_ID_OCTETS: usize = 998;
 pub struct Head {
     /// Every address of every From field.
     pub from: Vec<Address>,
+    /// Every address of the other fields that say who sends, with the field's name: Sender,
+    /// Resent-From and Resent-Sender (RFC 5322 §3.6.2, §3.6.6).
+    pub senders: Vec<(&'static str, Address)>,
+    /// There is a From field with something in it, and no address that could be read.
+    pub from_unreadable: bool,
+    /// The address that a From field shows as a name, where that is another one than it has.
+    pub shown_as: Option<String>,
     /// The Message-ID without angle brackets, if there is a usable one.
     pub message_id: Option<String>,
     /// How many Received fields there are, to stop loops (RFC 5321 §6.3).
@@ -43,18 +50,55 @@ impl Head {
 
     /// Picks what the policy needs out of a header section.
     pub fn of(section: &HeaderSection<'_>) -> Head {
-        Head {
-            from: section
-                .all("from")
-                .flat_map(|field| addresses::parse(field.value()))
-                .map(|mailbox| mailbox.address)
-                .collect(),
+        let mut head = Head {
             message_id: section
                 .all("message-id")
                 .find_map(|field| message_id(field.value())),
             hops: section.all("received").count(),
+            ..Head::default()
+        };
+        for field in section.all("from") {
+            let mailboxes = addresses::parse(field.value());
+            head.from_unreadable |= mailboxes.is_empty() && says_something(field.value());
+            for mailbox in mailboxes {
+                head.shown_as = head.shown_as.or_else(|| shown_as(&mailbox));
+                head.from.push(mailbox.address);
+            }
         }
+        for (name, field_name) in [
+            ("Sender", "sender"),
+            ("Resent-From", "resent-from"),
+            ("Resent-Sender", "resent-sender"),
+        ] {
+            let mailboxes = section
+                .all(field_name)
+                .flat_map(|field| addresses::parse(field.value()));
+            head.senders
+                .extend(mailboxes.map(|mailbox| (name, mailbox.address)));
+        }
+        head
     }
+}
+
+/// Whether a value is more than blanks and empty brackets, which devices without a name write.
+fn says_something(value: &[u8]) -> bool {
+    value
+        .iter()
+        .any(|it| !it.is_ascii_whitespace() && !matches!(it, b'<' | b'>' | b'"' | b',' | b';'))
+}
+
+/// The address in a display name, where it is not the mailbox's own: what a reader takes for the
+/// sender, and is not.
+fn shown_as(mailbox: &addresses::Mailbox) -> Option<String> {
+    mailbox
+        .name
+        .as_deref()?
+        .split(|c: char| {
+            c.is_whitespace() || matches!(c, '<' | '>' | '(' | ')' | '[' | ']' | '"' | '\'' | ',' | ';')
+        })
+        .filter_map(|word| Address::parse(word).ok())
+        .find(|it| it.domain().is_some_and(|domain| domain.contains('.')) && *it != mailbox.address)
+        .map(|it| it.to_string())
 }
 
 /// The first usable message identifier in a field's value, without angle brackets (RFC 5322 §3.6.4).
@@ -211,6 +255,65 @@ mod tests {
             ("Subject: x\r\n\r\nFrom: a@b\r\n", &[]),
         ] {
             assert_eq!(from(content), want, "{content:?}");
+        }
+    }
+
+    #[test]
+    fn reports_the_other_fields_that_say_who_sends() {
+        let head = Head::read(
+            b"From: a@b\r\nSender: S <s@b>\r\nResent-From: r@b, q@b\r\nRESENT-SENDER:t@b\r\nX-Sender: x@b\r\n\r\n",
+        );
+        let senders: Vec<_> = head
+            .senders
+            .iter()
+            .map(|(name, address)| (*name, address.as_str()))
+            .collect();
+        let want = [
+            ("Sender", "s@b"),
+            ("Resent-From", "r@b"),
+            ("Resent-From", "q@b"),
+            ("Resent-Sender", "t@b"),
+        ];
+        assert_eq!(senders, want);
+        // A reader that overlooks what is odd in the name would see it.
+        let head = Head::read(b"From: a@b\r\nResent-From\0: r@b\r\nResent- Sender: t@b\r\n\r\n");
+        assert_eq!(head.senders.len(), 2);
+    }
+
+    #[test]
+    fn tells_a_from_that_cannot_be_read_from_one_that_says_nothing() {
+        for (value, want) in [
+            ("", false),
+            (" \r\n ", false),
+            ("<>", false),
+            ("\"\" <>", false),
+            ("a@b", false),
+            ("a b c <", true),
+            ("@@@", true),
+        ] {
+            let head = Head::read(format!("From: {value}\r\n\r\n").as_bytes());
+            assert_eq!(head.from_unreadable, want, "{value:?} {:?}", head.from);
+        }
+    }
+
+    #[test]
+    fn notices_a_name_that_is_another_address() {
+        for (value, want) in [
+            ("a@b.example", None),
+            ("A B <a@b.example>", None),
+            ("a@b.example <a@b.example>", None),
+            ("\"A@B.example\" <a@b.example>", None),
+            ("\"boss@b.example\" <a@b.example>", Some("boss@b.example")),
+            ("The Boss (boss@b.example) <a@b.example>", None),
+            ("\"Boss <boss@b.example>\" <a@b.example>", Some("boss@b.example")),
+            (
+                "=?utf-8?q?boss=40b=2Eexample?= <a@b.example>",
+                Some("boss@b.example"),
+            ),
+            ("Sales @ Contoso <a@b.example>", None),
+        ] {
+            let head = Head::read(format!("From: {value}\r\n\r\n").as_bytes());
+            assert_eq!(head.shown_as.as_deref(), want, "{value:?}");
         }
     }
 

@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use crate::address::Address;
 use crate::config::{Pattern, SenderRule};
 use crate::envelope::{HeaderFrom, ReversePath, Route};
+use crate::message::Head;
 
 /// The sender table.
 #[derive(Debug)]
@@ -27,8 +28,18 @@ pub struct Client<'a> {
 pub enum Denied {
     /// No rule lets this client send from this envelope sender.
     Envelope(String),
-    /// No rule lets this client send from this From address.
-    HeaderFrom(String),
+    /// No rule lets this client send with this address in a field that says who sends.
+    Header {
+        /// The field: From, Sender, Resent-From or Resent-Sender.
+        field: &'static str,
+        /// The address in it.
+        address: String,
+    },
+    /// From is to stay or to be the mailbox, and no address in it can be read.
+    Unreadable {
+        /// The envelope's rule.
+        rule: String,
+    },
     /// The rule says `header_from = "refuse"`, and From is not the mailbox.
     NotMailbox {
         /// The From address.
@@ -62,33 +73,49 @@ impl Policy {
             .ok_or_else(|| Denied::Envelope(sender.to_string()))
     }
 
-    /// Checks every From address of a message whose envelope sender has `route` (at end of data).
-    /// Whoever may send through a mailbox may name it in From; any other address must be permitted
-    /// by a rule of its own. Without a From field the mailbox becomes it, so there is nothing to
-    /// check.
+    /// Checks what the header of a message says about who sends, where its envelope sender has
+    /// `route` (at end of data): every address in From, Sender, Resent-From and Resent-Sender.
+    /// Whoever may send through a mailbox may name it; any other address must be permitted by a rule
+    /// of its own. Without a From field the mailbox becomes it, so there is nothing to check.
     ///
     /// # Errors
-    /// The first From address that is not permitted.
-    pub fn header_from(&self, client: Client<'_>, route: &Route, from: &[Address]) -> Result<(), Denied> {
-        for address in from {
-            if same(address.as_str(), &route.mailbox) {
-                continue;
-            }
-            if route.header_from == HeaderFrom::Refuse {
+    /// The first address that is not permitted.
+    pub fn header(&self, client: Client<'_>, route: &Route, head: &Head) -> Result<(), Denied> {
+        // A From that we cannot read, another reader may. It does no harm where it is replaced.
+        if head.from_unreadable && route.header_from != HeaderFrom::Mailbox {
+            return Err(Denied::Unreadable {
+                rule: route.rule.clone(),
+            });
+        }
+        for address in &head.from {
+            if route.header_from == HeaderFrom::Refuse && !same(address.as_str(), &route.mailbox) {
                 return Err(Denied::NotMailbox {
                     from: address.to_string(),
                     rule: route.rule.clone(),
                     mailbox: route.mailbox.clone(),
                 });
             }
-            if self
-                .first_match(client, &ReversePath(Some(address.clone())))
-                .is_none()
-            {
-                return Err(Denied::HeaderFrom(address.to_string()));
+        }
+        let from = head.from.iter().map(|address| ("From", address));
+        let senders = head.senders.iter().map(|(field, address)| (*field, address));
+        for (field, address) in from.chain(senders) {
+            let permitted = same(address.as_str(), &route.mailbox)
+                || self
+                    .first_match(client, &ReversePath(Some(address.clone())))
+                    .is_some();
+            if !permitted {
+                return Err(Denied::Header {
+                    field,
+                    address: address.to_string(),
+                });
             }
         }
         Ok(())
+    }
+
+    /// The rule that permits the envelope sender, to show it.
+    pub fn rule(&self, client: Client<'_>, sender: &ReversePath) -> Option<&SenderRule> {
+        self.first_match(client, sender)
     }
 
     fn first_match(&self, client: Client<'_>, sender: &ReversePath) -> Option<&SenderRule> {
@@ -124,7 +151,9 @@ impl Denied {
     /// The refused address, and the rule that refused it if it was a rule that did.
     pub fn for_log(&self) -> (&str, Option<&str>) {
         match self {
-            Denied::Envelope(from) | Denied::HeaderFrom(from) => (from, None),
+            Denied::Envelope(from) => (from, None),
+            Denied::Header { address, .. } => (address, None),
+            Denied::Unreadable { rule } => ("", Some(rule)),
             Denied::NotMailbox { from, rule, .. } => (from, Some(rule)),
         }
     }
@@ -142,10 +171,21 @@ impl fmt::Display for Denied {
                 "This client may not send as {from}; set another sender address in the application, \
                  or ask the administrator of this relay to permit it in a [[sender]] rule"
             ),
-            Denied::HeaderFrom(from) => write!(
+            Denied::Header {
+                field: "From",
+                address,
+            } => write!(
                 f,
-                "This client may not send with {from} in the From field; set another From address in \
+                "This client may not send with {address} in the From field; set another From address in \
                  the application, or ask the administrator of this relay to permit it in a [[sender]] rule"
+            ),
+            Denied::Header { field, address } => write!(
+                f,
+                "This client may not send with {address} in the {field} field; remove the field, or ask \
+                 the administrator of this relay to permit the address in a [[sender]] rule"
+            ),
+            Denied::Unreadable { .. } => f.write_str(
+                "The From field has no address that can be read; set a From address in the application",
             ),
             Denied::NotMailbox { from, mailbox, .. } => write!(
                 f,
@@ -297,10 +337,22 @@ mod tests {
         ]);
         let check = |envelope: &str, from: &[&str]| {
             let route = policy.envelope(HERE, &sender(envelope)).expect("permitted");
-            let from: Vec<Address> = from.iter().map(|it| address(it)).collect();
-            policy.header_from(HERE, &route, &from)
+            let from = from.iter().map(|it| address(it)).collect();
+            policy.header(
+                HERE,
+                &route,
+                &Head {
+                    from,
+                    ..Head::default()
+                },
+            )
         };
-        let denied = |from: &str| Err(Denied::HeaderFrom(from.into()));
+        let denied = |from: &str| {
+            Err(Denied::Header {
+                field: "From",
+                address: from.into(),
+            })
+        };
 
         assert_eq!(check("erp@contoso.com", &[]), Ok(()));
         assert_eq!(check("erp@contoso.com", &["ERP@contoso.com"]), Ok(()));
@@ -339,6 +391,52 @@ mod tests {
                 rule: "refuse".into(),
                 mailbox: "Fax-Out@contoso.com".into(),
             })
+        );
+    }
+
+    #[test]
+    fn the_other_fields_that_say_who_sends_are_checked_too() {
+        let mut keep = rule("keep", &[exact("crm@contoso.com")], "crm@contoso.com");
+        keep.header_from = HeaderFrom::Keep;
+        let policy = Policy::new(vec![
+            rule("erp", &[exact("erp@contoso.com")], "service@contoso.com"),
+            keep,
+        ]);
+        let check = |envelope: &str, head: Head| {
+            let route = policy.envelope(HERE, &sender(envelope)).expect("permitted");
+            policy.header(HERE, &route, &head)
+        };
+        let senders = |field, of: &str| Head {
+            senders: vec![(field, address(of))],
+            ..Head::default()
+        };
+        assert_eq!(
+            check("erp@contoso.com", senders("Sender", "crm@contoso.com")),
+            Ok(())
+        );
+        assert_eq!(
+            check("erp@contoso.com", senders("Sender", "service@contoso.com")),
+            Ok(())
+        );
+        for field in ["Sender", "Resent-From", "Resent-Sender"] {
+            let denied = check("erp@contoso.com", senders(field, "ceo@contoso.com"));
+            assert_eq!(
+                denied,
+                Err(Denied::Header {
+                    field,
+                    address: "ceo@contoso.com".into()
+                })
+            );
+        }
+        // Where From is replaced it need not be read; where it stays it must be.
+        let unreadable = || Head {
+            from_unreadable: true,
+            ..Head::default()
+        };
+        assert_eq!(check("erp@contoso.com", unreadable()), Ok(()));
+        assert_eq!(
+            check("crm@contoso.com", unreadable()),
+            Err(Denied::Unreadable { rule: "keep".into() })
         );
     }
 

@@ -4,6 +4,7 @@ pub mod cert;
 mod check;
 mod cloud;
 mod entra;
+mod policy;
 mod queue;
 mod sandbox;
 mod send;
@@ -44,6 +45,7 @@ enum Command {
     Check(check::Check),
     Send(send::Send),
     Queue(queue::Queue),
+    Policy(policy::PolicyCommand),
     User(user::User),
     Cert(cert::Cert),
     #[command(subcommand)]
@@ -62,6 +64,7 @@ pub fn run(cli: Cli) -> Result<(), Failure> {
         Command::Check(it) => it.run(),
         Command::Send(it) => it.run(),
         Command::Queue(it) => it.run(),
+        Command::Policy(it) => it.run(),
         Command::User(it) => it.run(),
         Command::Entra(it) => it.run(),
         Command::Cert(it) => {

@@ -24,6 +24,9 @@ pub struct Accepted<'a> {
     pub message_id: &'a str,
     /// The mailbox that sends it, and the rule that permits it.
     pub route: &'a Route,
+    /// Another address that From shows as a name: nothing to refuse, for people may write what they
+    /// like there, but worth knowing when somebody has been fooled.
+    pub shown_as: Option<&'a str>,
 }
 
 /// A message is on the disk, and the client is told 250.
@@ -36,6 +39,7 @@ pub fn accepted(accepted: &Accepted<'_>) {
         size,
         message_id,
         route,
+        shown_as,
     } = accepted;
     info!(
         target: "graphpost",
@@ -51,6 +55,7 @@ pub fn accepted(accepted: &Accepted<'_>) {
         listener = origin.listener,
         rule = route.rule,
         mailbox = route.mailbox,
+        shown_as,
         "accepted"
     );
 }

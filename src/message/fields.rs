@@ -225,7 +225,7 @@ fn name(line: &[u8]) -> Option<(String, usize)> {
     let sound = name.len() == written.len();
     let addresses = matches!(
         name.as_str(),
-        "from" | "sender" | "reply-to" | "to" | "cc" | "bcc"
+        "from" | "sender" | "resent-from" | "resent-sender" | "reply-to" | "to" | "cc" | "bcc"
     );
     (!name.is_empty() && (sound || addresses)).then_some((name, colon))
 }

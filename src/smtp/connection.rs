@@ -83,6 +83,8 @@ pub struct Connection<S> {
     stopping: CancellationToken,
     /// Mail data that came to its end and is not accepted yet.
     incoming: Option<Incoming>,
+    /// Another address that its From field shows as a name.
+    shown_as: Option<String>,
     /// 354 is said, and the answer to the data is not.
     receiving: bool,
 }
@@ -112,6 +114,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             ends,
             stopping,
             incoming: None,
+            shown_as: None,
             receiving: false,
         }
     }
@@ -292,11 +295,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         }
         Ok(match discarding {
             None => {
+                let head = head.finish();
                 self.incoming = Some(incoming);
-                Event::DataReceived {
-                    head: head.finish(),
-                    nonce: nonce(),
-                }
+                self.shown_as = head.as_ref().and_then(|it| it.shown_as.clone());
+                Event::DataReceived { head, nonce: nonce() }
             }
             Some(Discarding::TooLarge) => Event::DataTooLarge,
             Some(Discarding::Spool(error)) => self.not_stored(error),
@@ -320,6 +322,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                 size,
                 message_id: &about.message_id,
                 route: &about.route,
+                shown_as: self.shown_as.as_deref(),
             }),
             Err(error) => self.log_not_stored(error),
         }

@@ -341,7 +341,7 @@ impl Session {
             return Err(reply::LOOP.about(about()));
         }
         policy
-            .header_from(self.policy_client(), &transaction.route, &head.from)
+            .header(self.policy_client(), &transaction.route, &head)
             .map_err(|it| reply::not_permitted(&it))?;
 
         let message_id = head.message_id.unwrap_or_else(|| {
