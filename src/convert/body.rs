@@ -6,6 +6,7 @@ use bytes::Bytes;
 use memchr::memmem;
 
 use super::mime::Part;
+use super::text::{self, File};
 use crate::graph::resource::Body;
 use crate::message::charset;
 use crate::message::content::Content;
@@ -19,7 +20,16 @@ pub struct Shown<'p, 'a> {
     /// The body.
     pub body: Body,
     /// Everything that is not in the body, except the plain twin of an HTML text.
-    pub attached: Vec<&'p Part<'a>>,
+    pub attached: Vec<Attached<'p, 'a>>,
+}
+
+/// Something that is attached.
+#[derive(Debug)]
+pub enum Attached<'p, 'a> {
+    /// A part of the message.
+    Part(&'p Part<'a>),
+    /// A file that stood in a text.
+    File(File),
 }
 
 /// Decides what is shown: the HTML of alternatives where there is one, else the plain text.
@@ -29,7 +39,7 @@ pub fn choose<'p, 'a>(message: &Bytes, root: &'p Part<'a>) -> Shown<'p, 'a> {
     let mut attached = Vec::new();
     for piece in chooser.pieces(root, Place::Alone) {
         match piece {
-            Piece::Attached(part) => attached.push(part),
+            Piece::Attached(it) => attached.push(it),
             Piece::Plain(text) if text.trim().is_empty() => {}
             Piece::Html(html) if html.trim().is_empty() => {}
             text => texts.push(text),
@@ -55,7 +65,7 @@ pub fn text_of(message: &Bytes, part: &Part<'_>) -> String {
 enum Piece<'p, 'a> {
     Plain(String),
     Html(String),
-    Attached(&'p Part<'a>),
+    Attached(Attached<'p, 'a>),
 }
 
 /// Where a part stands among the others.
@@ -91,11 +101,11 @@ impl Chooser<'_> {
                 Place::Among => part.file_name().is_none(),
                 Place::Related => false,
             };
-        vec![match shown {
-            true if part.media_type() == "text/html" => Piece::Html(text_of(self.message, part)),
-            true => Piece::Plain(text_of(self.message, part)),
-            false => Piece::Attached(part),
-        }]
+        match shown {
+            false => vec![Piece::Attached(Attached::Part(part))],
+            true if part.media_type() == "text/html" => vec![Piece::Html(text_of(self.message, part))],
+            true => plain(text_of(self.message, part), part),
+        }
     }
 
     fn sequence<'p, 'a>(&self, part: &'p Part<'a>) -> Vec<Piece<'p, 'a>> {
@@ -151,6 +161,21 @@ impl Chooser<'_> {
         }
         pieces
     }
+}
+
+/// The pieces of a plain text.
+fn plain<'p, 'a>(text: String, part: &'p Part<'a>) -> Vec<Piece<'p, 'a>> {
+    let says = |name: &str, value: &str| {
+        let parameter = part.content_type.get(name);
+        parameter.is_some_and(|it| it.eq_ignore_ascii_case(value))
+    };
+    if says("format", "flowed") {
+        return vec![Piece::Plain(text::unflow(&text, says("delsp", "yes")))];
+    }
+    let (text, files) = text::take_files(text);
+    let mut pieces = vec![Piece::Plain(text)];
+    pieces.extend(files.into_iter().map(|it| Piece::Attached(Attached::File(it))));
+    pieces
 }
 
 /// Joins several texts to one body: HTML if one of them is.

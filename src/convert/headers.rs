@@ -130,7 +130,37 @@ pub fn properties(header: &HeaderSection<'_>) -> Vec<ExtendedProperty> {
             value: value.to_owned(),
         });
     }
+    properties.extend(internet_headers(header));
     properties
+}
+
+/// Header fields that Graph refuses as `internetMessageHeaders`, since their names do not begin with
+/// `x-`, as named properties of the set PS_INTERNET_HEADERS
+/// (<https://learn.microsoft.com/openspecs/exchange_server_protocols/ms-oxcmsg>): Exchange writes those
+/// into the header. It is not documented that it does so for every recipient.
+fn internet_headers(header: &HeaderSection<'_>) -> impl Iterator<Item = ExtendedProperty> {
+    macro_rules! properties {
+        ($($field:literal $name:literal,)*) => {
+            [$(($field, concat!("String {00020386-0000-0000-C000-000000000046} Name ", $name)),)*]
+        };
+    }
+    let named = properties! {
+        "auto-submitted" "Auto-Submitted",
+        "precedence" "Precedence",
+        "list-id" "List-Id",
+        "list-unsubscribe" "List-Unsubscribe",
+        "list-unsubscribe-post" "List-Unsubscribe-Post",
+        "list-help" "List-Help",
+        "list-subscribe" "List-Subscribe",
+        "list-post" "List-Post",
+        "list-owner" "List-Owner",
+        "list-archive" "List-Archive",
+    };
+    named.into_iter().filter_map(|(field, id)| {
+        let value = words::decode(header.first(field)?.value());
+        let fits = !value.is_empty() && value.len() <= MAX_HEADER_VALUE_OCTETS;
+        fits.then_some(ExtendedProperty { id, value })
+    })
 }
 
 /// The `x-` headers to send on: as many as Graph takes, the telling ones first.

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 
 use super::Order;
-use super::body::{self, Shown};
+use super::body::{self, Attached, Shown};
 use super::headers;
 use super::mime::Part;
 use super::names;
@@ -33,8 +33,19 @@ pub fn message(content: &Bytes, root: &Part<'_>, order: &Order<'_>) -> Message {
         // More than Exchange takes: all of them in one, which mail programs open.
         attachments.made.push(enclosure(content, root));
     } else {
-        for part in attached {
-            attachments.part(part);
+        for it in attached {
+            match it {
+                Attached::Part(part) => attachments.part(part),
+                Attached::File(file) => {
+                    let name = names::safe(&words::clean(&file.name));
+                    attachments.add(
+                        name,
+                        "application/octet-stream",
+                        None,
+                        Content::plain(file.octets),
+                    );
+                }
+            }
         }
     }
     let Recipients { to, cc, bcc } = Recipients::of(header, &order.envelope.recipients);

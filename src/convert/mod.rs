@@ -9,6 +9,7 @@ mod names;
 mod plan;
 mod recipients;
 mod rewrite;
+mod text;
 
 use std::fmt;
 
