@@ -23,6 +23,7 @@ use crate::graph::client::Graph;
 use crate::identity::Tokens;
 use crate::metrics::{ListenerLabel, Metrics};
 use crate::policy::Policy;
+use crate::postmaster::Postmaster;
 use crate::smtp;
 use crate::spool::{Recovery, Spool, SpoolError};
 
@@ -105,9 +106,16 @@ pub async fn start(config: Config) -> Result<Gateway, Error> {
     let stop = CancellationToken::new();
     let stop_admin = CancellationToken::new();
 
+    let postmaster = Postmaster::new(spool.clone(), config.bounce.clone(), config.smtp.hostname.clone());
+    tokio::spawn(postmaster.clone().watch(
+        config.spool.directory.clone(),
+        config.delivery.lifetime,
+        stop.clone(),
+    ));
     let settings = Settings {
         graph: outside.graph,
         delivery: config.delivery.clone(),
+        postmaster,
     };
     let (delivery, control) = Delivery::new(spool.clone(), settings, Arc::clone(&metrics));
     let delivery_task = tokio::spawn(delivery.run(stop.clone()));

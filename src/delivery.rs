@@ -22,12 +22,14 @@ use tokio::task::{JoinError, JoinSet};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::bounce::Happening;
 use crate::config::{self, UnknownPolicy};
 use crate::convert::Wishes;
 use crate::event;
 use crate::graph::client::Graph;
 use crate::metrics::{Metrics, ResultLabel};
 use crate::outcome::Outcome;
+use crate::postmaster::{Occasion, Postmaster};
 use crate::schedule::{Limits, Message, Next, Retry, Schedule, Trouble, Way};
 use crate::spool::{Arrival, Entry, QueueId, Settlement, Spool, SpoolError};
 
@@ -43,6 +45,9 @@ const FULL_WAIT: Duration = Duration::from_secs(30);
 /// What a settlement may take after the drain: its outcome is known and must not be lost.
 const SETTLE_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// Delivery time expired (RFC 3463 §3.5).
+const EXPIRED: &str = "4.4.7";
+
 /// What the loop goes by; a reload changes it.
 #[derive(Clone)]
 pub struct Settings {
@@ -50,6 +55,8 @@ pub struct Settings {
     pub graph: Graph,
     /// Limits, waits, lifetime.
     pub delivery: config::Delivery,
+    /// Who tells senders of what failed.
+    pub postmaster: Postmaster,
 }
 
 /// The delivery loop.
@@ -227,7 +234,10 @@ impl Delivery {
             }),
             Settlement::Sent | Settlement::Failed { .. } | Settlement::Unknown { .. } => None,
         };
-        self.settle(id, settlement, verdict.request_id, again);
+        match &settlement {
+            Settlement::Failed { .. } => self.fail(begun.entry, &verdict, settlement),
+            _ => self.settle(id, settlement, verdict.request_id.clone(), again),
+        }
         if verdict.trouble.is_some() {
             self.expire(&verdict.outcome);
         }
@@ -353,12 +363,33 @@ impl Delivery {
     ) {
         let spool = self.spool.clone();
         self.settlements.spawn(async move {
-            match spool.settle(id, settlement, request_id).await {
-                Ok(()) => Ok(again),
-                // An operator's deletion came first.
-                Err(SpoolError::NotFound(_)) => Ok(None),
-                Err(error) => Err(error),
-            }
+            let there = settle(&spool, id, settlement, request_id).await?;
+            Ok(again.filter(|_| there))
+        });
+    }
+
+    /// Tells whom it concerns, and records the failure, beside the loop.
+    fn fail(&mut self, entry: Entry, verdict: &Verdict, settlement: Settlement) {
+        let Settlement::Failed { reason } = &settlement else {
+            return;
+        };
+        let (happening, enhanced) = match &verdict.outcome {
+            Outcome::Failed { enhanced, .. } => (Happening::Failed, *enhanced),
+            _ => (Happening::Expired, EXPIRED),
+        };
+        let reason = reason.clone();
+        let request_id = verdict.request_id.clone();
+        let (spool, postmaster) = (self.spool.clone(), self.settings.postmaster.clone());
+        self.settlements.spawn(async move {
+            let occasion = Occasion {
+                happening,
+                reason: &reason,
+                enhanced,
+                request_id: request_id.as_deref(),
+            };
+            postmaster.tell(&entry, occasion).await;
+            settle(&spool, entry.id, settlement, request_id).await?;
+            Ok(None)
         });
     }
 
@@ -385,6 +416,7 @@ impl Delivery {
             self.schedule.remove(id, now());
             let spool = self.spool.clone();
             let metrics = self.metrics.clone();
+            let postmaster = self.settings.postmaster.clone();
             let reason = verdict::expired(self.settings.delivery.lifetime, verdict::why(outcome));
             self.settlements.spawn(async move {
                 let entry = match spool.begin_attempt(id).await {
@@ -401,10 +433,15 @@ impl Delivery {
                     &reason,
                 );
                 count(&metrics.messages, "expired");
-                spool
-                    .settle(id, Settlement::Failed { reason }, None)
-                    .await
-                    .map(|()| None)
+                let occasion = Occasion {
+                    happening: Happening::Expired,
+                    reason: &reason,
+                    enhanced: EXPIRED,
+                    request_id: entry.request_id.as_deref(),
+                };
+                postmaster.tell(&entry, occasion).await;
+                settle(&spool, id, Settlement::Failed { reason }, None).await?;
+                Ok(None)
             });
         }
     }
@@ -452,6 +489,20 @@ impl Delivery {
 
     fn message(&self, entry: &Entry) -> Message {
         message(entry, self.settings.delivery.lifetime)
+    }
+}
+
+/// Records an outcome. Whether the message was still there to be settled.
+async fn settle(
+    spool: &Spool,
+    id: QueueId,
+    settlement: Settlement,
+    request_id: Option<String>,
+) -> Result<bool, SpoolError> {
+    match spool.settle(id, settlement, request_id).await {
+        Ok(()) => Ok(true),
+        Err(SpoolError::NotFound(_)) => Ok(false),
+        Err(error) => Err(error),
     }
 }
 

@@ -15,6 +15,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use tracing::{debug, error, info, warn};
 
+use crate::address::Address;
 use crate::envelope::ReversePath;
 
 pub use shell::{flush, init, set_level};
@@ -227,6 +228,21 @@ pub fn expired(id: &dyn Display, mailbox: &str, from: &ReversePath, attempts: u3
         reason,
         "expired"
     );
+}
+
+/// A notification about a message is in the queue.
+pub fn notified(id: &dyn Display, notification: &dyn Display, to: &Address) {
+    info!(target: "graphpost", id = %id, notification = %notification, to = format!("<{to}>"), "notified");
+}
+
+/// Somebody who should be told about a message cannot be.
+pub fn not_notified(id: &dyn Display, to: &Address, why: &dyn Display) {
+    error!(target: "graphpost", id = %id, to = format!("<{to}>"), why = %why, "cannot notify");
+}
+
+/// Late mail could not be looked for.
+pub fn delays_not_watched(why: &dyn Display) {
+    warn!(target: "graphpost", why = %why, "cannot look for late mail");
 }
 
 /// A mailbox is left alone for a while because Graph throttles it.

@@ -14,6 +14,7 @@ pub mod accounts;
 
 pub mod delivery;
 pub mod schedule;
+pub mod postmaster;
 pub mod spool;
 pub mod bounce;
 pub mod outcome;

@@ -8,6 +8,7 @@ use super::{Error, Gateway, Outside, look_at_certificates};
 use crate::config::{Config, Environment};
 use crate::delivery::Settings;
 use crate::event;
+use crate::postmaster::Postmaster;
 
 /// The queue answers within this time, or something is very wrong.
 const ALIVE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -46,6 +47,11 @@ impl Gateway {
             .change(Settings {
                 graph: outside.graph,
                 delivery: new.delivery.clone(),
+                postmaster: Postmaster::new(
+                    self.spool.clone(),
+                    new.bounce.clone(),
+                    self.config.smtp.hostname.clone(),
+                ),
             })
             .await;
         event::set_level(new.log.level);
@@ -82,6 +88,10 @@ fn needs_a_restart(old: &Config, new: &Config) -> Vec<&'static str> {
     compare("smtp", same(&old.smtp, &new.smtp));
     compare("spool", same(&old.spool, &new.spool));
     compare("admin", same(&old.admin, &new.admin));
+    compare(
+        "bounce.warn_after",
+        old.bounce.warn_after == new.bounce.warn_after,
+    );
     compare("log.format", old.log.format == new.log.format);
     changed
 }

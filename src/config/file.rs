@@ -10,6 +10,7 @@ use secrecy::SecretString;
 use super::check::{self, WrittenListener, WrittenSender};
 use super::document::Document;
 use super::finding::{ConfigErrors, Findings, line_of};
+use super::notices;
 use super::section::{Reader, Section, Spot};
 use super::value::{self, Problem};
 use super::{
@@ -210,6 +211,7 @@ fn root(reader: &Reader, document: &Document, path: &Path, directories: &Directo
     let accounts_file = accounts(reader, root.section("accounts"), directories, &listeners);
     let spool = spool(reader, root.section("spool"), directories, &smtp);
     let delivery = delivery(reader, root.section("delivery"));
+    let bounce = notices::bounce(root.section("bounce"));
     let admin = admin(reader, root.section("admin"), directories, &spool, &listeners);
     let log = log(root.section("log"));
     root.finish();
@@ -231,6 +233,7 @@ fn root(reader: &Reader, document: &Document, path: &Path, directories: &Directo
         accounts_file,
         spool,
         delivery,
+        bounce,
         admin,
         log,
         warnings: Findings::new(String::new(), "", &[], Vec::new()),

@@ -7,6 +7,7 @@ mod check;
 mod document;
 mod file;
 mod finding;
+mod notices;
 mod section;
 mod value;
 
@@ -18,6 +19,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 use secrecy::SecretString;
 
+use crate::address::Address;
 use crate::envelope::{Format, HeaderFrom};
 
 pub use finding::{ConfigErrors, Finding, Findings, Place, Severity};
@@ -75,6 +77,8 @@ pub struct Config {
     pub spool: Spool,
     /// The way out.
     pub delivery: Delivery,
+    /// Who is told of mail that does not arrive.
+    pub bounce: Bounce,
     /// The status page and metrics.
     pub admin: Admin,
     /// The log.
@@ -349,6 +353,27 @@ pub enum UnknownPolicy {
     Retry,
     /// Wait for the operator: never twice.
     Hold,
+}
+
+/// Who is told of mail that does not arrive.
+#[derive(Clone, Debug)]
+pub struct Bounce {
+    /// Whether the envelope sender gets a delivery status notification (RFC 3464).
+    pub to_sender: bool,
+    /// Who gets one for every failed message besides.
+    pub postmaster: Option<Address>,
+    /// After what time the sender of a waiting message is told that it is late; `None` for never.
+    pub warn_after: Option<Duration>,
+}
+
+impl Default for Bounce {
+    fn default() -> Bounce {
+        Bounce {
+            to_sender: true,
+            postmaster: None,
+            warn_after: None,
+        }
+    }
 }
 
 /// The status page and metrics.

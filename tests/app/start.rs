@@ -10,7 +10,7 @@ async fn says_what_is_in_the_way() {
     let taken = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = taken.local_addr().unwrap();
     let failure = |words: &'static [&'static str], change: &dyn Fn(String) -> String| {
-        site.configure(|it| change(it));
+        site.configure(change);
         let config = site.config();
         async move {
             let error = app::start(config)

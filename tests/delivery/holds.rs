@@ -5,7 +5,7 @@ use graphpost::sandbox::{Cloud, Limits, MAIL_SEND, Options, Rule};
 use graphpost::spool::{Action, State};
 use serde_json::json;
 
-use crate::rig::{MAILBOX, Rig, cloud, code, graph, settings};
+use crate::rig::{MAILBOX, Rig, cloud, code, graph, postmaster, settings};
 
 #[tokio::test]
 async fn a_bad_credential_holds_all_and_fails_nothing() {
@@ -44,6 +44,7 @@ async fn a_bad_credential_holds_all_and_fails_nothing() {
         .change(Settings {
             graph: graph(&rig.cloud, &rig.metrics, rig.settings.request_timeout),
             delivery: rig.settings.clone(),
+            postmaster: postmaster(&rig.spool),
         })
         .await;
     rig.delivered(10).await;

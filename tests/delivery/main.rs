@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod bounces;
 mod holds;
 mod outcomes;
 mod pace;

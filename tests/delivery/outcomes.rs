@@ -173,7 +173,8 @@ async fn what_graph_refuses_for_good_fails_alone() {
     assert!(entry.reason.unwrap().contains("ErrorInvalidRecipients"));
     assert!(entry.request_id.is_some());
     rig.accept(MAILBOX, "good").await;
-    assert_eq!(rig.delivered(1).await, ["good"]);
+    // Beside the two who are told about the bad one.
+    assert!(rig.delivered(3).await.contains(&"good".to_owned()));
     assert_eq!(rig.control.state().await.unwrap().troubles.len(), 1);
     rig.stop().await;
 }

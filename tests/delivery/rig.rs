@@ -11,6 +11,7 @@ use graphpost::envelope::{Envelope, HeaderFrom, Origin, ReversePath, Route};
 use graphpost::graph::client::Graph;
 use graphpost::identity::Tokens;
 use graphpost::metrics::Metrics;
+use graphpost::postmaster::Postmaster;
 use graphpost::sandbox::{Cloud, Limits, Options, Rule};
 use graphpost::spool::{Entry, QueueId, Spool, SpoolError, State, Submission};
 use tempfile::TempDir;
@@ -82,6 +83,14 @@ pub fn graph(cloud: &Cloud, metrics: &Arc<Metrics>, request_timeout: Duration) -
     Graph::new(&tenant, request_timeout, tokens, Arc::clone(metrics)).unwrap()
 }
 
+pub fn postmaster(spool: &Spool) -> Postmaster {
+    let bounce = config::Bounce {
+        postmaster: Some(Address::parse("postmaster@contoso.com").unwrap()),
+        ..config::Bounce::default()
+    };
+    Postmaster::new(spool.clone(), bounce, "gateway.example".to_owned())
+}
+
 impl Rig {
     pub async fn new() -> Rig {
         Rig::with(settings(), cloud(Limits::default()).await).await
@@ -106,6 +115,7 @@ impl Rig {
         let loop_settings = Settings {
             graph: graph(&cloud, &metrics, settings.request_timeout),
             delivery: settings.clone(),
+            postmaster: postmaster(&spool),
         };
         let (delivery, control) = Delivery::new(spool.clone(), loop_settings, Arc::clone(&metrics));
         let stop = CancellationToken::new();
