@@ -3,7 +3,6 @@
 use std::fmt;
 use std::net::IpAddr;
 
-use crate::address::Address;
 use crate::config::{Pattern, SenderRule};
 use crate::envelope::{HeaderFrom, ReversePath, Route};
 use crate::message::Head;
@@ -199,6 +198,7 @@ impl fmt::Display for Denied {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::address::Address;
 
     fn rule(name: &str, addresses: &[Pattern], mailbox: &str) -> SenderRule {
         SenderRule {

@@ -607,6 +607,22 @@ fn smtp(reader: &Reader, mut section: Section<'_>) -> Smtp {
             default.max_connections_per_address,
             100_000,
         ),
+        max_connections_per_network: number(
+            &mut section,
+            "max_connections_per_network",
+            default.max_connections_per_network,
+            100_000,
+        ),
+        max_messages_per_minute: number_or_none(
+            &mut section,
+            "max_messages_per_minute",
+            default.max_messages_per_minute,
+        ),
+        max_recipients_per_minute: number_or_none(
+            &mut section,
+            "max_recipients_per_minute",
+            default.max_recipients_per_minute,
+        ),
         max_messages_per_connection: number(
             &mut section,
             "max_messages_per_connection",
@@ -615,6 +631,14 @@ fn smtp(reader: &Reader, mut section: Section<'_>) -> Smtp {
         ),
         max_errors: number(&mut section, "max_errors", default.max_errors, 10_000),
         max_auth_failures: number(&mut section, "max_auth_failures", default.max_auth_failures, 1000),
+        auth_failure_delay: section
+            .duration("auth_failure_delay", default.auth_failure_delay, Duration::ZERO)
+            .value,
+        lockout_after: number_or_none(&mut section, "lockout_after", default.lockout_after),
+        lockout_time: section
+            .duration("lockout_time", default.lockout_time, SECOND)
+            .value,
+        min_data_rate: number_or_none(&mut section, "min_data_rate", default.min_data_rate),
         handshake_timeout: section
             .duration("handshake_timeout", default.handshake_timeout, SECOND)
             .value,
@@ -638,6 +662,11 @@ fn smtp(reader: &Reader, mut section: Section<'_>) -> Smtp {
 fn number(section: &mut Section<'_>, key: &'static str, default: usize, most: usize) -> usize {
     // What is at most `most` fits.
     section.number(key, default as u64, 1..=most as u64) as usize
+}
+
+/// A limit where 0 stands for none.
+fn number_or_none(section: &mut Section<'_>, key: &'static str, default: usize) -> usize {
+    section.number(key, default as u64, 0..=1_000_000_000) as usize
 }
 
 /// What this host calls itself.

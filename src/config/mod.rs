@@ -223,18 +223,33 @@ pub struct Smtp {
     pub max_connections: usize,
     /// The most connections at once from one address.
     pub max_connections_per_address: usize,
+    /// The most connections at once from one network: 256 IPv4 addresses (/24), or an IPv6 /64.
+    pub max_connections_per_network: usize,
     /// The most messages on one connection.
     pub max_messages_per_connection: usize,
+    /// The most messages a minute from one address and from one account; 0 is no limit. Clients on
+    /// this machine are limited by account only.
+    pub max_messages_per_minute: usize,
+    /// The most recipients a minute, counted in the same way.
+    pub max_recipients_per_minute: usize,
     /// Unknown or misplaced commands after which we hang up.
     pub max_errors: usize,
     /// Failed logins after which we hang up.
     pub max_auth_failures: usize,
+    /// How long the answer to a failed login is held back, times the failures on the connection.
+    pub auth_failure_delay: Duration,
+    /// Failed logins from one address or to one account after which it is locked out; 0 is never.
+    pub lockout_after: usize,
+    /// How long it is locked out, and how long a failure counts.
+    pub lockout_time: Duration,
     /// How long a TLS handshake may take.
     pub handshake_timeout: Duration,
     /// How long we wait for a command.
     pub command_timeout: Duration,
     /// How long we wait for the next octet of mail data.
     pub data_timeout: Duration,
+    /// Octets a second that mail data must come at in the mean, once `data_timeout` has passed.
+    pub min_data_rate: usize,
     /// How long the data of one message may take in all.
     pub message_timeout: Duration,
     /// How long a connection may last.
@@ -252,13 +267,21 @@ impl Default for Smtp {
             max_recipients: 500,
             max_connections: 1000,
             max_connections_per_address: 200,
+            max_connections_per_network: 500,
             max_messages_per_connection: 1000,
+            max_messages_per_minute: 6000,
+            max_recipients_per_minute: 60_000,
             max_errors: 20,
             max_auth_failures: 3,
+            auth_failure_delay: Duration::from_secs(1),
+            lockout_after: 20,
+            lockout_time: 15 * minute,
             handshake_timeout: Duration::from_secs(30),
             // RFC 5321 §4.5.3.2.7.
             command_timeout: 5 * minute,
             data_timeout: 3 * minute,
+            // A line of text in a minute or so: some devices are that slow, and no slower.
+            min_data_rate: 1,
             message_timeout: 30 * minute,
             session_timeout: 120 * minute,
         }

@@ -85,6 +85,7 @@ pub struct Connection<S> {
     incoming: Option<Incoming>,
     /// Another address that its From field shows as a name.
     shown_as: Option<String>,
+    failed_logins: u32,
     /// 354 is said, and the answer to the data is not.
     receiving: bool,
 }
@@ -115,6 +116,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             stopping,
             incoming: None,
             shown_as: None,
+            failed_logins: 0,
             receiving: false,
         }
     }
@@ -232,14 +234,31 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         // The check takes a while; the client need not wait for earlier replies as well.
         self.flush().await?;
         let Credentials { account, password } = credentials;
-        let login = match self.listener.shared.accounts() {
+        let (client, shared) = (self.session.client(), &self.listener.shared);
+        if shared.lockouts().is_locked(client, &account, now()) {
+            return Ok(Event::Refused(reply::LOCKED_OUT));
+        }
+        let login = match shared.accounts() {
             Some(accounts) => accounts.verify(&account, password).await,
             None => Login::Unavailable,
         };
         self.listener.count_login(&login);
-        if !matches!(login, Login::Accepted(_)) {
-            let listener = &self.listener.terms.listener.name;
-            event::login_failed(listener, self.session.client(), &account, login == Login::Refused);
+        match login {
+            Login::Accepted(_) => shared.lockouts().succeeded(client, &account),
+            Login::Refused | Login::Unavailable => {
+                let refused = login == Login::Refused;
+                event::login_failed(&self.listener.terms.listener.name, client, &account, refused);
+                if refused {
+                    shared.lockouts().failed(client, &account, now());
+                    self.failed_logins += 1;
+                    // Guessing on one connection gets slower and slower.
+                    let delay = self.listener.terms.smtp.auth_failure_delay * self.failed_logins;
+                    tokio::select! {
+                        () = tokio::time::sleep(delay) => {}
+                        () = self.stopping.cancelled() => {}
+                    }
+                }
+            }
         }
         Ok(Event::Authenticated(login))
     }
@@ -247,6 +266,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     /// Takes the mail data to its end, and keeps it in `incoming` until the session has judged it.
     async fn receive_data(&mut self, start: &Reply) -> Result<Event<'static>, Ended> {
         self.receiving = true;
+        let (client, account) = (self.session.client(), self.session.account());
+        let recipients = self.session.recipients();
+        if !self
+            .listener
+            .shared
+            .rates()
+            .admit(client, account, recipients, now())
+        {
+            return Ok(Event::Refused(reply::TOO_FAST));
+        }
         let mut incoming = match self.listener.shared.spool.incoming() {
             Ok(incoming) => incoming,
             // Instead of 354: the client need not send what cannot be stored.
@@ -255,11 +284,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         self.send(start).await?;
 
         let limits = &self.listener.terms.smtp;
-        let deadline = Instant::now() + limits.message_timeout;
+        let begun = Instant::now();
+        let deadline = begun + limits.message_timeout;
         let mut decoder = DataDecoder::default();
         let mut head = HeadCollector::default();
         let mut content = Vec::new();
         let mut size = 0u64;
+        let mut received = 0;
         let mut discarding = None;
         // The data may begin in the same packet as the commands.
         let mut chunk = self.lines.take();
@@ -282,6 +313,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             // not for ever.
             if size > limits.max_message_size.saturating_mul(2) {
                 return Err(self.close(&reply::too_large(limits)).await);
+            }
+            received += chunk.len() as u64;
+            let elapsed = begun.elapsed();
+            let due = elapsed.as_secs().saturating_mul(limits.min_data_rate as u64);
+            if elapsed > limits.data_timeout && received < due {
+                return Err(self.close(&reply::TOO_SLOW).await);
             }
             chunk.clear();
             chunk.reserve(DATA_READ_OCTETS);
@@ -422,6 +459,11 @@ pub(super) async fn hang_up<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S) {
     };
     // Whether the client hangs up first does not matter any more.
     let _ = timeout(LINGER, drain).await;
+}
+
+/// The time as the limits count it; a paused clock in a test is followed.
+fn now() -> std::time::Instant {
+    Instant::now().into_std()
 }
 
 /// A number that nobody can guess and that never comes twice.

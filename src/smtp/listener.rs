@@ -1,17 +1,15 @@
 //! Listens, admits connections within the limits, and gives each a task of its own.
 
-use std::collections::HashMap;
 use std::fmt;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
@@ -22,7 +20,9 @@ use crate::event;
 use crate::identity::credential::CredentialError;
 use crate::metrics::{ListenerLabel, ListenerResult, Metrics};
 use crate::policy::Policy;
+use crate::smtp::admission::{Admission, Admissions};
 use crate::smtp::connection::{self, Connection};
+use crate::smtp::limits::{Lockouts, Rates};
 use crate::smtp::reply::{self, Reply};
 use crate::smtp::session::{Session, Terms};
 use crate::smtp::tls::{self, Stream, Tls};
@@ -37,17 +37,12 @@ const BACKOFF_MAX: Duration = Duration::from_secs(1);
 /// How long a client that is not admitted gets to read why.
 const REFUSAL_TIME: Duration = Duration::from_secs(2);
 
-/// Clients that are told at once why they are not admitted; further ones are told nothing. A refusal
-/// takes a file descriptor as a connection does.
-const MAX_REFUSALS: usize = 64;
-
-/// Refused connections are logged no more often than this.
-const REFUSAL_LOG_INTERVAL: Duration = Duration::from_secs(1);
-
 /// What all listeners share.
 pub struct Shared {
     policy: RwLock<Arc<Policy>>,
     accounts: RwLock<Option<Accounts>>,
+    rates: Mutex<Rates>,
+    lockouts: Mutex<Lockouts>,
     /// Where mail goes.
     pub(super) spool: Spool,
     metrics: Arc<Metrics>,
@@ -57,6 +52,16 @@ impl Shared {
     /// The policy in force.
     pub(super) fn policy(&self) -> Arc<Policy> {
         Arc::clone(&self.policy.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// What clients may still send.
+    pub(super) fn rates(&self) -> MutexGuard<'_, Rates> {
+        self.rates.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Who may not log in for a while.
+    pub(super) fn lockouts(&self) -> MutexGuard<'_, Lockouts> {
+        self.lockouts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The accounts in force.
@@ -138,7 +143,7 @@ impl Listener {
 /// Listeners that are bound: clients can connect, and are served once [`Server::run`] runs.
 pub struct Server {
     bound: Vec<(TcpListener, SocketAddr, Arc<Listener>)>,
-    limits: Arc<Limits>,
+    admissions: Arc<Admissions>,
     shared: Arc<Shared>,
 }
 
@@ -165,6 +170,8 @@ impl Server {
         let shared = Arc::new(Shared {
             policy: RwLock::new(policy),
             accounts: RwLock::new(accounts),
+            rates: Mutex::new(Rates::new(&config.smtp)),
+            lockouts: Mutex::new(Lockouts::new(&config.smtp)),
             spool,
             metrics,
         });
@@ -199,7 +206,7 @@ impl Server {
         }
         Ok(Server {
             bound,
-            limits: Arc::new(Limits::new(&config.smtp)),
+            admissions: Arc::new(Admissions::new(&config.smtp)),
             shared,
         })
     }
@@ -229,7 +236,7 @@ impl Server {
             listeners.spawn(listen(
                 socket,
                 listener,
-                Arc::clone(&self.limits),
+                Arc::clone(&self.admissions),
                 stopping.clone(),
                 grace,
             ));
@@ -369,81 +376,6 @@ impl std::error::Error for BindError {
     }
 }
 
-/// How many may be connected at once.
-struct Limits {
-    connections: Arc<Semaphore>,
-    refusals: Arc<Semaphore>,
-    max_per_address: usize,
-    by_address: Mutex<HashMap<IpAddr, usize>>,
-    /// When the last refusal was logged, and how many have not been since. A flood of connections
-    /// must not become a flood of lines.
-    logged: Mutex<(Option<Instant>, u64)>,
-}
-
-/// A connection's place within the limits, given back when it is dropped.
-struct Admission {
-    limits: Arc<Limits>,
-    client: IpAddr,
-    _permit: OwnedSemaphorePermit,
-}
-
-impl Limits {
-    fn new(settings: &config::Smtp) -> Limits {
-        Limits {
-            connections: Arc::new(Semaphore::new(
-                settings.max_connections.min(Semaphore::MAX_PERMITS),
-            )),
-            refusals: Arc::new(Semaphore::new(MAX_REFUSALS)),
-            max_per_address: settings.max_connections_per_address,
-            by_address: Mutex::default(),
-            logged: Mutex::default(),
-        }
-    }
-
-    /// Whether a refusal at `now` is to be logged, and how many before it were not.
-    fn log_refusal(&self, now: Instant) -> Option<u64> {
-        let mut logged = self.logged.lock().unwrap_or_else(PoisonError::into_inner);
-        let (last, others) = &mut *logged;
-        if last.is_some_and(|last| now < last + REFUSAL_LOG_INTERVAL) {
-            *others += 1;
-            return None;
-        }
-        *last = Some(now);
-        Some(std::mem::take(others))
-    }
-
-    fn admit(self: &Arc<Self>, client: IpAddr) -> Option<Admission> {
-        let permit = Arc::clone(&self.connections).try_acquire_owned().ok()?;
-        let mut by_address = self.by_address.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = by_address.get(&client).copied().unwrap_or(0);
-        if count >= self.max_per_address {
-            return None;
-        }
-        by_address.insert(client, count + 1);
-        Some(Admission {
-            limits: Arc::clone(self),
-            client,
-            _permit: permit,
-        })
-    }
-}
-
-impl Drop for Admission {
-    fn drop(&mut self) {
-        let mut by_address = self
-            .limits
-            .by_address
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = by_address.get_mut(&self.client) {
-            *count -= 1;
-            if *count == 0 {
-                by_address.remove(&self.client);
-            }
-        }
-    }
-}
-
 /// Counts a session as open until it is dropped, also by a panic.
 struct Open(Gauge);
 
@@ -463,7 +395,7 @@ impl Drop for Open {
 async fn listen(
     socket: TcpListener,
     listener: Arc<Listener>,
-    limits: Arc<Limits>,
+    admissions: Arc<Admissions>,
     stopping: CancellationToken,
     grace: Duration,
 ) {
@@ -482,7 +414,7 @@ async fn listen(
         match accepted {
             Ok((stream, peer)) => {
                 backoff = BACKOFF_FIRST;
-                admit(stream, peer, &listener, &limits, &stopping, &mut connections);
+                admit(stream, peer, &listener, &admissions, &stopping, &mut connections);
             }
             Err(error) => {
                 event::smtp::accept_failed(listener.name(), &error, backoff);
@@ -510,7 +442,7 @@ fn admit(
     stream: TcpStream,
     peer: SocketAddr,
     listener: &Arc<Listener>,
-    limits: &Arc<Limits>,
+    admissions: &Arc<Admissions>,
     stopping: &CancellationToken,
     connections: &mut JoinSet<()>,
 ) {
@@ -525,7 +457,7 @@ fn admit(
         .any(|it| it.contains(&client))
     {
         reply::CLIENT_NOT_PERMITTED
-    } else if let Some(admission) = limits.admit(client) {
+    } else if let Some(admission) = admissions.admit(client) {
         let session = serve(stream, client, Arc::clone(listener), admission, stopping.clone());
         connections.spawn(session);
         return;
@@ -533,7 +465,7 @@ fn admit(
         reply::TOO_MANY_CONNECTIONS
     };
     listener.count_rejection(refusal.reason);
-    if let Some(others) = limits.log_refusal(Instant::now()) {
+    if let Some(others) = admissions.log_refusal(Instant::now()) {
         event::smtp::connection_refused(listener.name(), client, refusal.code, refusal.reason, others);
     }
     // A client that is not told why cannot be told apart from a network that is down; but telling is
@@ -541,7 +473,7 @@ fn admit(
     if listener.terms.listener.tls == TlsMode::Implicit {
         return;
     }
-    if let Ok(permit) = Arc::clone(&limits.refusals).try_acquire_owned() {
+    if let Ok(permit) = Arc::clone(&admissions.refusals).try_acquire_owned() {
         connections.spawn(async move {
             let _permit = permit;
             refuse(stream, &refusal).await;
@@ -612,42 +544,6 @@ fn report(what: &str, ended: Result<(), JoinError>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn places_are_limited_in_all_and_by_address_and_given_back() {
-        let settings = config::Smtp {
-            max_connections: 3,
-            max_connections_per_address: 2,
-            ..config::Smtp::default()
-        };
-        let limits = Arc::new(Limits::new(&settings));
-        let [one, two] = ["10.0.0.1", "10.0.0.2"].map(|it| it.parse::<IpAddr>().expect("an address"));
-
-        let first = limits.admit(one).expect("a place");
-        let _second = limits.admit(one).expect("a place");
-        assert!(limits.admit(one).is_none(), "two from one address");
-        let _third = limits.admit(two).expect("a place");
-        assert!(limits.admit(two).is_none(), "three in all");
-        drop(first);
-        let again = limits.admit(one).expect("a place again");
-        drop(again);
-        assert_eq!(limits.by_address.lock().expect("no panic").len(), 2);
-    }
-
-    #[test]
-    fn a_flood_is_one_line_a_second() {
-        let limits = Limits::new(&config::Smtp::default());
-        let start = Instant::now();
-        assert_eq!(limits.log_refusal(start), Some(0));
-        for milliseconds in [0, 1, 999] {
-            assert_eq!(
-                limits.log_refusal(start + Duration::from_millis(milliseconds)),
-                None
-            );
-        }
-        assert_eq!(limits.log_refusal(start + REFUSAL_LOG_INTERVAL), Some(3));
-        assert_eq!(limits.log_refusal(start + 2 * REFUSAL_LOG_INTERVAL), Some(0));
-    }
 
     #[test]
     fn errors_name_the_address_and_the_fix() {

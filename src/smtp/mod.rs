@@ -4,12 +4,14 @@
 //! SASL exchanges, [`data`] finds the end of mail data, [`session`] holds the dialogue, [`reply`]
 //! has every answer.
 
+mod admission;
 mod connection;
 mod listener;
 
 pub mod auth;
 pub mod command;
 pub mod data;
+mod limits;
 mod lines;
 pub mod reply;
 pub mod session;

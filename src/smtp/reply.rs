@@ -296,7 +296,30 @@ pub const LOGIN_UNAVAILABLE: Reply = Reply::refusal(
     "Temporary authentication failure",
 );
 
+/// Over the messages or recipients a minute.
+pub const TOO_FAST: Reply = Reply::refusal(
+    450,
+    "4.7.1",
+    "rate",
+    "Too many messages or recipients in a minute; try again later",
+);
+
 // The end of a connection.
+
+/// Over the failed logins of an address or an account.
+pub const LOCKED_OUT: Reply = Reply::refusal(
+    421,
+    "4.7.0",
+    "lockout",
+    "Too many failed logins from this address or to this account; try again later",
+);
+/// Under the rate that mail data must come at.
+pub const TOO_SLOW: Reply = Reply::refusal(
+    421,
+    "4.4.2",
+    "slow",
+    "The data comes too slowly; closing the connection",
+);
 
 /// Over a limit of connections.
 pub const TOO_MANY_CONNECTIONS: Reply = Reply::refusal(

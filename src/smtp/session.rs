@@ -73,6 +73,8 @@ pub enum Event<'a> {
     LineTooLong,
     /// The answer to [`Action::Authenticate`].
     Authenticated(Login),
+    /// What the session asked for was not done, because a limit over many connections forbids it.
+    Refused(Reply),
     /// The mail data came to its end, within the limits.
     DataReceived {
         /// Its header section; `None` where that is larger than is looked at.
@@ -150,6 +152,11 @@ impl Session {
         self.client
     }
 
+    /// How many recipients the message under way has.
+    pub fn recipients(&self) -> usize {
+        self.transaction.as_ref().map_or(0, |it| it.recipients.len())
+    }
+
     /// The account the client has logged in as.
     pub fn account(&self) -> Option<&str> {
         self.account.as_deref()
@@ -164,6 +171,10 @@ impl Session {
                 None => reply::LINE_TOO_LONG,
             }),
             Event::Authenticated(login) => self.authenticated(login),
+            Event::Refused(refusal) => {
+                self.transaction = None;
+                Err(refusal)
+            }
             Event::DataReceived { head, nonce } => self.data_received(head, nonce, policy),
             Event::DataTooLarge => Err(self.data_too_large()),
             Event::Stored(stored) => self.stored(stored),

@@ -70,7 +70,7 @@ async fn slow_data_is_taken_within_half_an_hour() {
     begin_data(&mut client).await;
     let start = Instant::now();
     for _ in 0..60 {
-        client.send("line\r\n").await;
+        client.send("A line of some thirty characters.\r\n").await;
         sleep(Duration::from_secs(20)).await;
     }
     assert_eq!(start.elapsed().as_secs(), 20 * 60);
@@ -85,11 +85,35 @@ async fn slow_data_ends_after_half_an_hour() {
     let (relay, mut client, _served) = start().await;
     begin_data(&mut client).await;
     let start = Instant::now();
-    while client.try_send("line\r\n").await.is_ok() && start.elapsed() < 60 * MINUTE {
+    while client
+        .try_send("A line of some thirty characters.\r\n")
+        .await
+        .is_ok()
+        && start.elapsed() < 60 * MINUTE
+    {
         sleep(Duration::from_secs(20)).await;
     }
     assert!(client.reply().await.starts_with("421 4.4.2"));
     assert!(start.elapsed() <= 31 * MINUTE, "{:?}", start.elapsed());
+    assert_eq!(relay.queue().await.len(), 0);
+}
+
+/// An octet now and then keeps no connection open for half an hour.
+#[tokio::test]
+async fn dripping_data_ends_after_three_minutes() {
+    let (relay, mut client, _served) = start().await;
+    begin_data(&mut client).await;
+    let start = Instant::now();
+    while client.try_send("x").await.is_ok() && start.elapsed() < 60 * MINUTE {
+        sleep(Duration::from_secs(10)).await;
+    }
+    assert!(
+        client
+            .reply()
+            .await
+            .starts_with("421 4.4.2 The data comes too slowly")
+    );
+    assert!(start.elapsed() <= 4 * MINUTE, "{:?}", start.elapsed());
     assert_eq!(relay.queue().await.len(), 0);
 }
 

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod deadlines;
+mod limits;
 mod listener;
 mod messages;
 mod relay;

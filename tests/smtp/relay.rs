@@ -90,6 +90,7 @@ impl Relay {
             address = "none"
             [smtp]
             hostname = "relay.example"
+            auth_failure_delay = "1ms"
             {smtp}
             [[listener]]
             name = "test"

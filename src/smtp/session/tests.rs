@@ -1,5 +1,3 @@
-use std::time::Duration;
-
 use super::*;
 use crate::config::{Listener, Pattern, SenderRule, Smtp};
 use crate::envelope::HeaderFrom;
@@ -102,11 +100,7 @@ fn terms() -> Terms {
             max_messages_per_connection: 2,
             max_errors: 3,
             max_auth_failures: 3,
-            handshake_timeout: Duration::from_secs(1),
-            command_timeout: Duration::from_secs(1),
-            data_timeout: Duration::from_secs(1),
-            message_timeout: Duration::from_secs(1),
-            session_timeout: Duration::from_secs(1),
+            ..Smtp::default()
         },
     }
 }
@@ -249,7 +243,8 @@ fn the_policy_is_asked_at_mail_and_at_the_end_of_data() {
 
 #[test]
 fn after_any_failure_of_data_the_next_message_works() {
-    let failures: [(fn() -> Event<'static>, i32); 5] = [
+    let failures: [(fn() -> Event<'static>, i32); 6] = [
+        (|| Event::Refused(reply::TOO_FAST), 450),
         (|| Event::DataTooLarge, 552),
         (|| Event::DataReceived { head: None, nonce: 0 }, 552),
         (
