@@ -18,7 +18,7 @@ pub(super) const MAX_ROWS: usize = 200;
 const MAX_LANES: usize = 100;
 
 const STYLE: &str = "\
-:root{color-scheme:light dark;--ok:#1a7f37;--bad:#c62828;--line:#8884;--dim:#8889}\
+:root{color-scheme:light dark;--ok:#1a7f37;--bad:#c62828;--line:#8884;--dim:#767676}\
 body{font:15px/1.5 system-ui,sans-serif;max-width:75rem;margin:2rem auto;padding:0 1rem}\
 h1{font-size:1.3rem;margin:0}h2{font-size:1rem;margin:2rem 0 .5rem}\
 p.state{font-weight:600}p.state.ok{color:var(--ok)}p.state.bad{color:var(--bad)}\
