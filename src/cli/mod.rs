@@ -5,6 +5,8 @@ mod check;
 mod cloud;
 mod entra;
 mod policy;
+mod control;
+mod healthcheck;
 mod queue;
 mod sandbox;
 mod send;
@@ -50,6 +52,7 @@ enum Command {
     Cert(cert::Cert),
     #[command(subcommand)]
     Entra(entra::Entra),
+    Healthcheck(healthcheck::Healthcheck),
 }
 
 /// Runs a command to its end.
@@ -67,6 +70,7 @@ pub fn run(cli: Cli) -> Result<(), Failure> {
         Command::Policy(it) => it.run(),
         Command::User(it) => it.run(),
         Command::Entra(it) => it.run(),
+        Command::Healthcheck(it) => it.run(),
         Command::Cert(it) => {
             let text = it.run().map_err(Failure::new)?;
             let mut out = io::stdout().lock();

@@ -3,16 +3,16 @@
 //! Reading goes to the queue on the disk, also while no gateway runs. Changing goes through the running
 //! gateway, by its control socket: only one process ever writes.
 
-mod control;
-
 use std::io::{self, Write};
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
 use jiff::Timestamp;
 
+use super::control::Control;
 use super::terminal::{age, printable, size, table};
-use super::{ConfigFile, Failure, asks};
+use super::{ConfigFile, Failure, asks, block_on};
+use crate::admin::Acted;
 use crate::config::{self, Config};
 use crate::spool::{Action, Entry, Filter, QueueId, Reader, SpoolError, State};
 
@@ -219,7 +219,7 @@ impl Queue {
                     ..Filter::default()
                 };
                 let ids = select(&open(&config)?, filter)?;
-                control::act(&mut out, &config, Action::Retry, &ids, &reason, json)
+                act(&mut out, &config, Action::Retry, &ids, &reason, json)
             }
         }
     }
@@ -251,8 +251,44 @@ impl Order {
             confirm(action, ids.len())?;
         }
         let reason = self.reason.unwrap_or_else(|| format!("{action} by the operator"));
-        control::act(out, &config, action, &ids, &reason, self.json)
+        act(out, &config, action, &ids, &reason, self.json)
     }
+}
+
+/// Has an action carried out, and prints what came of it.
+fn act(
+    out: &mut impl Write,
+    config: &Config,
+    action: Action,
+    ids: &[QueueId],
+    reason: &str,
+    json: bool,
+) -> Result<(), Failure> {
+    let acted = block_on(Control::new(config)?.act(action, ids, reason))?;
+    let refused = acted.iter().filter(|it| it.error.is_some()).count();
+    let done = match action {
+        Action::Retry => "to be tried now",
+        Action::Hold => "held",
+        Action::Release => "released",
+        Action::Delete => "deleted",
+    };
+    if json {
+        writeln!(out, "{}", serde_json::to_string(&acted).map_err(Failure::new)?)?;
+    } else {
+        for Acted { id, error } in &acted {
+            match error {
+                None => writeln!(out, "{id}  {done}")?,
+                Some(why) => writeln!(out, "{id}  not {done}: {}", printable(why))?,
+            }
+        }
+        match acted.len() {
+            0 => writeln!(out, "no messages")?,
+            1 => {}
+            all => writeln!(out, "{} of {all} messages {done}", all - refused)?,
+        }
+    }
+    out.flush()?;
+    if refused > 0 { Err(Failure::Told) } else { Ok(()) }
 }
 
 /// Asks before many messages are changed at once.

@@ -101,6 +101,8 @@ impl Sandbox {
             )
         })?;
         let smtp = gateway.smtp_addresses().first().copied().unwrap_or(self.smtp);
+        // Other commands read there where a free port was taken.
+        write_private(&path, configuration(smtp, &url).as_bytes())?;
         cloud.set_smtp(smtp);
         self.explain(
             &mut io::stdout().lock(),
@@ -172,7 +174,7 @@ impl Sandbox {
         )?;
         writeln!(
             out,
-            "    -d '[{{\"operation\": \"sendMail\", \"action\": \"status\", \"status\": 503, \"count\": 3}}]'"
+            "    -d '[{{\"operation\": \"sendMail\", \"action\": \"status\", \"status\": 503, \"retry_after\": 2, \"count\": 3}}]'"
         )?;
         writeln!(out, "\nCtrl-C ends it.\n")?;
         out.flush()

@@ -182,7 +182,7 @@ impl Send {
         let mut builder = Message::builder()
             .from(self.from.clone())
             .subject(&self.subject)
-            .message_id(None);
+            .message_id(Some(format!("<{}@{host}>", crate::identity::guid())));
         for to in &self.to {
             builder = builder.to(to.clone());
         }

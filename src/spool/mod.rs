@@ -79,6 +79,7 @@ pub use entry::{
 };
 pub use id::{NotAQueueId, QueueId};
 pub use incoming::Incoming;
+pub use open::{FileSystem, file_system};
 pub use reader::Reader;
 
 const DATABASE: &str = "queue.db";

@@ -109,17 +109,35 @@ const NETWORK: &str = "its locks and its fsync cannot be relied on, and memory c
 const TMPFS: u64 = 0x0102_1994;
 
 fn refuse_unsafe_file_system(directory: &Path) -> Result<(), SpoolError> {
+    if file_system(directory)? == FileSystem::Memory {
+        event::spool_in_memory(directory);
+    }
+    Ok(())
+}
+
+/// What kind of file system a directory is on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FileSystem {
+    /// One that a queue can be kept on.
+    Disk,
+    /// One that is lost when the machine stops.
+    Memory,
+}
+
+/// The file system of a directory.
+///
+/// # Errors
+/// [`SpoolError::Unusable`] where no queue can be kept on it.
+pub fn file_system(directory: &Path) -> Result<FileSystem, SpoolError> {
     let kind = File::open(directory)
         .and_then(|it| Ok(rustix::fs::fstatfs(&it)?.f_type))
         .map_err(|error| unusable(directory, &error))?;
     // The field is signed on some machines; the numbers have 32 bits.
     #[allow(clippy::cast_sign_loss, clippy::unnecessary_cast)]
     let kind = kind as u64 & 0xffff_ffff;
-    if kind == TMPFS {
-        event::spool_in_memory(directory);
-    }
     match unsafe_file_system(kind) {
-        None => Ok(()),
+        None if kind == TMPFS => Ok(FileSystem::Memory),
+        None => Ok(FileSystem::Disk),
         Some((name, why)) => Err(SpoolError::Unusable(format!(
             "{} is on {name}, where mail cannot be kept safely: {why}. Set [spool] directory to a directory on a local disk",
             directory.display()
