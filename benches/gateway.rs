@@ -327,7 +327,7 @@ async fn idle() {
     let empty = gateway.resident_octets();
     let mut connections = Vec::new();
     // One process may hold so many descriptors, and the client side needs as many.
-    for target in [1_000, 9_000] {
+    for target in [1_000, 10_000] {
         while connections.len() < target {
             connections.push(Client::connect(gateway.smtp).await);
         }
