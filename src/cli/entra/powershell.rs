@@ -184,7 +184,7 @@ fn exchange(text: &mut String, it: &Application<'_>) -> std::fmt::Result {
         "\nWrite-Host \"\"\n\
          Write-Host \"Put this into graphpost.toml, [tenant]:\"\n\
          Write-Host \"client_id = `\"$($application.AppId)`\"\"\n\
-         Write-Host \"A new grant takes up to two hours to work. Then: graphpost check\""
+         Write-Host \"A new grant takes up to two hours to work. Then: graphpost check --offline, and graphpost send\""
     )
 }
 
