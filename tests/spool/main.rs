@@ -7,5 +7,6 @@ mod full;
 mod kill;
 mod life;
 mod model;
+mod power;
 mod recovery;
 mod tidy;
