@@ -4,11 +4,13 @@ pub mod cert;
 mod check;
 mod cloud;
 mod entra;
+mod gateway;
 mod policy;
 mod queue;
 mod sandbox;
 mod send;
 mod serve;
+mod status;
 mod terminal;
 mod user;
 
@@ -45,6 +47,7 @@ enum Command {
     Check(check::Check),
     Send(send::Send),
     Queue(queue::Queue),
+    Status(status::ShowStatus),
     Policy(policy::PolicyCommand),
     User(user::User),
     Cert(cert::Cert),
@@ -64,6 +67,7 @@ pub fn run(cli: Cli) -> Result<(), Failure> {
         Command::Check(it) => it.run(),
         Command::Send(it) => it.run(),
         Command::Queue(it) => it.run(),
+        Command::Status(it) => it.run(),
         Command::Policy(it) => it.run(),
         Command::User(it) => it.run(),
         Command::Entra(it) => it.run(),

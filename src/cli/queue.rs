@@ -4,8 +4,10 @@
 //! gateway, by its control socket: only one process ever writes.
 
 mod control;
+mod export;
 
 use std::io::{self, Write};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
@@ -21,7 +23,7 @@ const PAGE: usize = 1000;
 
 /// Show the queue, and hold, release, retry or delete messages
 ///
-/// 'list', 'show' and 'cat' read the queue on the disk, also while no gateway runs. The others ask the
+/// 'list', 'show', 'cat' and 'export' read the queue on the disk, also while no gateway runs. The others ask the
 /// running gateway.
 #[derive(Debug, Args)]
 #[command(
@@ -71,6 +73,16 @@ enum Verb {
         #[command(flatten)]
         config: ConfigFile,
     },
+    /// Write messages to files: ID.eml as accepted, ID.json with the envelope
+    Export {
+        /// Where to; made if it is not there
+        #[arg(long, value_name = "DIR")]
+        out: PathBuf,
+        #[command(flatten)]
+        select: Select,
+        #[command(flatten)]
+        config: ConfigFile,
+    },
     /// Try messages now: queued, held, failed or of unknown fate
     Retry(Order),
     /// Keep queued messages from being tried, until they are released
@@ -79,7 +91,7 @@ enum Verb {
     Release(Order),
     /// Delete messages for good
     Delete(Order),
-    /// Try all that is queued now; the pace of each mailbox is kept
+    /// Try all that waits now; pace and Retry-After are kept
     Flush {
         /// Why, for the log
         #[arg(long, value_name = "TEXT", default_value = "flushed by the operator")]
@@ -207,20 +219,19 @@ impl Queue {
                 out.write_all(&content)?;
                 Ok(out.flush()?)
             }
+            Verb::Export {
+                out: directory,
+                select,
+                config,
+            } => {
+                let reader = open(&config.read()?)?;
+                export::export(&mut out, &reader, select.filter(&UNSENT), &directory)
+            }
             Verb::Retry(order) => order.carry_out(&mut out, Action::Retry),
             Verb::Hold(order) => order.carry_out(&mut out, Action::Hold),
             Verb::Release(order) => order.carry_out(&mut out, Action::Release),
             Verb::Delete(order) => order.carry_out(&mut out, Action::Delete),
-            Verb::Flush { reason, json, config } => {
-                let config = config.read()?;
-                let filter = Filter {
-                    states: vec![State::Queued],
-                    limit: PAGE,
-                    ..Filter::default()
-                };
-                let ids = select(&open(&config)?, filter)?;
-                control::act(&mut out, &config, Action::Retry, &ids, &reason, json)
-            }
+            Verb::Flush { reason, json, config } => control::flush(&mut out, &config.read()?, &reason, json),
         }
     }
 }

@@ -1,20 +1,15 @@
-//! Asks the running gateway, by its control socket.
+//! What only the running gateway can do to the queue.
 
 use std::io::Write;
-use std::time::Duration;
 
-use reqwest::StatusCode;
-
+use super::super::gateway::{Gateway, operator};
 use super::super::{Failure, block_on};
-use crate::admin::{Act, Acted};
+use crate::admin::{Act, Acted, Flush, Flushed};
 use crate::config::Config;
 use crate::spool::{Action, QueueId};
 
 /// Messages in one request.
 const BATCH: usize = 1000;
-
-/// How long the gateway may take for one request.
-const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Has an action carried out, and prints what came of it.
 pub(super) fn act(
@@ -56,12 +51,7 @@ fn done(action: Action) -> &'static str {
 }
 
 async fn ask(config: &Config, action: Action, ids: &[QueueId], reason: &str) -> Result<Vec<Acted>, Failure> {
-    let socket = &config.admin.socket;
-    let client = reqwest::Client::builder()
-        .unix_socket(socket.as_path())
-        .timeout(TIMEOUT)
-        .build()
-        .map_err(|error| Failure::new(format_args!("cannot use {}: {error}", socket.display())))?;
+    let gateway = Gateway::new(config)?;
     let mut acted = Vec::with_capacity(ids.len());
     for batch in ids.chunks(BATCH) {
         let order = Act {
@@ -70,52 +60,24 @@ async fn ask(config: &Config, action: Action, ids: &[QueueId], reason: &str) -> 
             who: operator(),
             reason: reason.to_owned(),
         };
-        let answer = client
-            .post("http://graphpost/api/queue")
-            .json(&order)
-            .send()
-            .await;
-        let answer = answer.map_err(|error| {
-            let cause = root_cause(&error);
-            if !error.is_connect() {
-                return Failure::new(format_args!("the gateway did not answer: {cause}"));
-            }
-            Failure::with_help(
-                format_args!("no gateway answers at {}: {cause}", socket.display()),
-                "start it, or run this as root or as its user: only the running gateway changes the queue",
-            )
-        })?;
-        match answer.status() {
-            StatusCode::OK => {
-                let batch: Vec<Acted> = answer.json().await.map_err(|error| {
-                    Failure::new(format_args!("the gateway's answer makes no sense: {error}"))
-                })?;
-                acted.extend(batch);
-            }
-            status => {
-                let text = answer.text().await.unwrap_or_default();
-                let shown: String = text.chars().take(300).collect();
-                return Err(Failure::new(format_args!(
-                    "the gateway answered {status}: {shown}"
-                )));
-            }
-        }
+        let batch: Vec<Acted> = gateway.post("/api/queue", &order).await?;
+        acted.extend(batch);
     }
     Ok(acted)
 }
 
-/// Who sits at the keyboard, for the log. Whoever may open the socket may call himself anything.
-fn operator() -> String {
-    let name = ["SUDO_USER", "USER", "LOGNAME"]
-        .iter()
-        .find_map(|it| std::env::var(it).ok());
-    name.unwrap_or_else(|| format!("uid {}", rustix::process::getuid().as_raw()))
-}
-
-fn root_cause(error: &dyn std::error::Error) -> String {
-    let mut error = error;
-    while let Some(source) = error.source() {
-        error = source;
+/// Has all that waits tried now.
+pub(super) fn flush(out: &mut impl Write, config: &Config, reason: &str, json: bool) -> Result<(), Failure> {
+    let order = Flush {
+        who: operator(),
+        reason: reason.to_owned(),
+    };
+    let flushed: Flushed = block_on(async { Gateway::new(config)?.post("/api/flush", &order).await })?;
+    match (json, flushed.messages) {
+        (true, _) => writeln!(out, "{}", serde_json::to_string(&flushed).map_err(Failure::new)?)?,
+        (false, 0) => writeln!(out, "no messages wait")?,
+        (false, 1) => writeln!(out, "1 message to be tried now")?,
+        (false, all) => writeln!(out, "{all} messages to be tried now")?,
     }
-    error.to_string()
+    Ok(out.flush()?)
 }
