@@ -417,11 +417,16 @@ impl Delivery {
             let spool = self.spool.clone();
             let metrics = self.metrics.clone();
             let postmaster = self.settings.postmaster.clone();
-            let reason = verdict::expired(self.settings.delivery.lifetime, verdict::why(outcome));
+            let lifetime = self.settings.delivery.lifetime;
+            let reason = verdict::expired(lifetime, verdict::why(outcome));
             self.settlements.spawn(async move {
                 let entry = match spool.begin_attempt(id).await {
                     Ok((entry, _)) => entry,
                     Err(SpoolError::NotFound(_) | SpoolError::Damaged(..)) => return Ok(None),
+                    // It is given up another time.
+                    Err(SpoolError::Full(_) | SpoolError::Failed(_)) => {
+                        return look_up(&spool, id, lifetime).await;
+                    }
                     Err(error) => return Err(error),
                 };
                 let submission = &entry.submission;
@@ -450,17 +455,8 @@ impl Delivery {
     fn look_up_again(&mut self, id: QueueId) {
         let spool = self.spool.clone();
         let lifetime = self.settings.delivery.lifetime;
-        self.settlements.spawn(async move {
-            let due = now() + FULL_WAIT;
-            match spool.get(id).await {
-                Ok(entry) => Ok(Some(Again {
-                    message: message(&entry, lifetime),
-                    due,
-                })),
-                Err(SpoolError::NotFound(_)) => Ok(None),
-                Err(error) => Err(error),
-            }
-        });
+        self.settlements
+            .spawn(async move { look_up(&spool, id, lifetime).await });
     }
 
     /// Begins nothing more, and waits for what is under way.
@@ -489,6 +485,23 @@ impl Delivery {
 
     fn message(&self, entry: &Entry) -> Message {
         message(entry, self.settings.delivery.lifetime)
+    }
+}
+
+/// A message as the queue has it, to be tried after a while; `None` when it is gone. What keeps the
+/// queue from answering for now is waited for: only a broken queue ends the delivery.
+async fn look_up(spool: &Spool, id: QueueId, lifetime: Duration) -> Result<Option<Again>, SpoolError> {
+    loop {
+        match spool.get(id).await {
+            Ok(entry) => {
+                let message = message(&entry, lifetime);
+                let due = now() + FULL_WAIT;
+                return Ok(Some(Again { message, due }));
+            }
+            Err(SpoolError::NotFound(_)) => return Ok(None),
+            Err(SpoolError::Full(_) | SpoolError::Failed(_)) => tokio::time::sleep(FULL_WAIT).await,
+            Err(error) => return Err(error),
+        }
     }
 }
 

@@ -94,9 +94,14 @@ impl Send {
             &mut out,
             "message",
             &format!(
-                "{}, to {} recipients",
-                size(message.formatted().len() as u64),
-                self.to.len()
+                "{} octets, to {} {}",
+                message.formatted().len(),
+                self.to.len(),
+                if self.to.len() == 1 {
+                    "recipient"
+                } else {
+                    "recipients"
+                }
             ),
         )?;
         let reply = self.hand_over(&server, &message)?;

@@ -180,6 +180,10 @@ pub(super) fn pattern(text: &str) -> Result<Pattern, Problem> {
         return Err(bad(&format!("for any address of the domain write \"*{text}\"")));
     }
     match Address::parse(text) {
+        // An `@` in a local part is right only in quotes (RFC 5321 §4.1.2).
+        Ok(address) if address.local_part().contains('@') && !text.starts_with('"') => {
+            Err(bad("there is one '@' too many"))
+        }
         Ok(address) => Ok(Pattern::Exact(address.as_str().to_lowercase())),
         Err(why) => Err(bad(&format!("this is {why}"))),
     }
@@ -462,6 +466,8 @@ mod tests {
             "*@*.contoso.com",
             "*.contoso.com",
             "erp*@contoso.com",
+            "erp@@contoso.com",
+            "erp@contoso.com@example.org",
             "a b@c.de",
             "**",
             "<erp@contoso.com>",
