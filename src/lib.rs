@@ -17,16 +17,16 @@ pub mod schedule;
 pub mod postmaster;
 pub mod spool;
 pub mod bounce;
-pub mod outcome;
 pub mod convert;
 pub mod graph;
 pub mod identity;
+pub mod outcome;
 
 pub mod message;
-pub mod envelope;
-pub mod address;
-pub mod config;
 pub mod event;
 pub mod metrics;
+pub mod config;
+pub mod envelope;
+pub mod address;
 
 pub mod sandbox;

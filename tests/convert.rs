@@ -13,8 +13,9 @@ use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use graphpost::address::Address;
-use graphpost::convert::{Order, Request, Way, Wishes, convert};
+use graphpost::convert::{Order, Way, Wishes, convert};
 use graphpost::envelope::{Envelope, Format, HeaderFrom, ReversePath, Route};
+use graphpost::graph::Request;
 use graphpost::graph::draft::Draft;
 use serde_json::{Value, json};
 

@@ -7,8 +7,9 @@ use std::collections::BTreeSet;
 
 use bytes::Bytes;
 use graphpost::address::Address;
-use graphpost::convert::{Form, Order, Request, Way, Wishes, convert};
+use graphpost::convert::{Form, Order, Way, Wishes, convert};
 use graphpost::envelope::{Envelope, Format, HeaderFrom, ReversePath, Route};
+use graphpost::graph::Request;
 use graphpost::graph::draft::Draft;
 use mail_parser::MessageParser;
 use proptest::prelude::*;

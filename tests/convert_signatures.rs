@@ -3,8 +3,9 @@
 
 use bytes::Bytes;
 use graphpost::address::Address;
-use graphpost::convert::{Form, Order, Request, Way, Wishes, convert};
+use graphpost::convert::{Form, Order, Way, Wishes, convert};
 use graphpost::envelope::{Envelope, HeaderFrom, ReversePath, Route};
+use graphpost::graph::Request;
 use openssl::asn1::Asn1Time;
 use openssl::error::ErrorStack;
 use openssl::hash::MessageDigest;

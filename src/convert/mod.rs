@@ -16,6 +16,7 @@ use std::fmt;
 use bytes::Bytes;
 
 use crate::envelope::{Envelope, Route};
+use crate::graph::Request;
 use crate::graph::draft::Draft;
 use crate::graph::resource::MAX_UPLOAD_OCTETS;
 
@@ -52,15 +53,6 @@ pub struct Converted {
     pub form: Form,
     /// Why it has this form.
     pub reason: Reason,
-}
-
-/// A request body for `sendMail`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Request {
-    /// `application/json`: a Graph message.
-    Json(Bytes),
-    /// `text/plain`: the whole MIME message in base64.
-    Mime(Bytes),
 }
 
 /// Why a message cannot be sent in any form: it fails, with this reason.

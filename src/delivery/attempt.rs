@@ -9,8 +9,9 @@ use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::convert::{self, ConvertError, Order, Request, Wishes};
+use crate::convert::{self, ConvertError, Order, Wishes};
 use crate::event;
+use crate::graph::Request;
 use crate::graph::client::Graph;
 use crate::outcome::Answer;
 use crate::spool::{Entry, QueueId, Spool, SpoolError};

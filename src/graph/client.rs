@@ -19,8 +19,8 @@ use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, Heade
 use reqwest::{Body, Client, Method, Url};
 use serde_json::Value;
 
+use super::Request;
 use crate::config::Tenant;
-use crate::convert::Request;
 use crate::identity::{HttpsError, Token, Tokens, guid, https};
 use crate::metrics::{Metrics, RequestLabel};
 use crate::outcome::{Answer, Response};

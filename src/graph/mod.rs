@@ -3,3 +3,14 @@
 pub mod client;
 pub mod draft;
 pub mod resource;
+
+use bytes::Bytes;
+
+/// A request body for `sendMail`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Request {
+    /// `application/json`: a Graph message.
+    Json(Bytes),
+    /// `text/plain`: the whole MIME message in base64.
+    Mime(Bytes),
+}

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use graphpost::config::{AssertionAlgorithm, Tenant};
-use graphpost::convert::Request;
+use graphpost::graph::Request;
 use graphpost::graph::client::Graph;
 use graphpost::identity::{TokenError, Tokens};
 use graphpost::outcome::{Answer, Response};

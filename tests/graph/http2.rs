@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use graphpost::config::Tenant;
-use graphpost::convert::Request;
+use graphpost::graph::Request;
 use graphpost::graph::client::Graph;
 use graphpost::identity::Tokens;
 use graphpost::outcome::Answer;
