@@ -51,6 +51,8 @@ async fn run(config: Config) -> Result<(), Error> {
                 Order::Reload => {
                     notify_reloading();
                     gateway.reload().await;
+                    // Who waits for the end of a reload looks into the log next.
+                    let _ = tokio::task::spawn_blocking(event::flush).await;
                     notify(&[NotifyState::Ready]);
                 }
             },
