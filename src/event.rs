@@ -341,9 +341,8 @@ pub fn control_unavailable(path: &Path, why: &dyn Display) {
 }
 
 /// The application's certificate was opened. `days_left` is negative where it has expired.
-pub fn credential_opened(file: &Path, subject: &str, thumbprint: &str, not_after: Timestamp, days_left: i64) {
-    let file = file.display();
-    info!(target: "graphpost", %file, subject, thumbprint, %not_after, "application certificate opened");
+pub fn credential_opened(what: &str, subject: &str, thumbprint: &str, not_after: Timestamp, days_left: i64) {
+    info!(target: "graphpost", what, subject, thumbprint, %not_after, "application certificate opened");
     if days_left < 30 {
         certificate_expires("application", subject, days_left);
     }
@@ -362,4 +361,10 @@ pub fn token_failed(client_id: &str, reason: &str, credential: bool, last_good_i
     } else {
         warn!(target: "graphpost", client_id, reason, last_good_in_use, "no token");
     }
+}
+
+/// Of two credentials this one gave the last token; before it was the other, or none yet. `refused` is
+/// what was said to the other, where it was tried first.
+pub fn credential_in_use(client_id: &str, credential: &str, refused: Option<&str>) {
+    info!(target: "graphpost", client_id, credential, refused, "credential in use");
 }

@@ -39,6 +39,13 @@ pub struct RequestLabel {
     pub code: u16,
 }
 
+/// One of the application's two credentials.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct CredentialLabel {
+    /// `current` or `next`.
+    pub credential: &'static str,
+}
+
 /// A state of the queue.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct StateLabel {
@@ -105,6 +112,8 @@ pub struct Metrics {
     pub token_expiry_timestamp_seconds: Gauge,
     /// When the application's certificate ends (Unix time).
     pub credential_expiry_timestamp_seconds: Gauge,
+    /// Which of the application's credentials gave the last token: 1 or 0.
+    pub credential_in_use: Family<CredentialLabel, Gauge>,
     /// When a listener's certificate ends (Unix time).
     pub tls_certificate_expiry_timestamp_seconds: Family<ListenerLabel, Gauge>,
     /// Whether the last reload was taken: 1 or 0.
@@ -207,6 +216,11 @@ impl Metrics {
                 "credential_expiry_timestamp_seconds",
                 "End of the application's certificate",
                 Gauge::default()
+            ),
+            credential_in_use: register!(
+                "credential_in_use",
+                "Whether this credential gave the last token",
+                Family::default()
             ),
             tls_certificate_expiry_timestamp_seconds: register!(
                 "tls_certificate_expiry_timestamp_seconds",

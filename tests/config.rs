@@ -117,7 +117,14 @@ fn every_value_arrives() {
     assert_eq!(config.tenant.authority, "http://127.0.0.1:8025");
     assert_eq!(config.tenant.graph, "http://[::1]:8025");
     assert_eq!(config.tenant.assertion, AssertionAlgorithm::Rs256);
-    let password = config.tenant.credential.password.as_ref().unwrap();
+    let password = config
+        .tenant
+        .credential
+        .files()
+        .unwrap()
+        .password
+        .as_ref()
+        .unwrap();
     assert_eq!(password.expose_secret(), "hunter2");
     let names: Vec<_> = config.listeners.iter().map(|it| it.name.as_str()).collect();
     assert_eq!(names, ["printers", "submission", "127.0.0.1:465"]);
@@ -161,7 +168,7 @@ fn the_environment_is_enough() {
     assert_eq!(config.tenant.id, "contoso.com");
     assert_eq!(config.tenant.graph, "https://graph.microsoft.com");
     assert_eq!(
-        config.tenant.credential.certificate,
+        config.tenant.credential.files().unwrap().certificate,
         Path::new("tests/config/app.pem")
     );
     assert_eq!(config.listeners.len(), 2);
@@ -181,7 +188,7 @@ fn named_files_need_not_be_there() {
     let source = fs::read_to_string("tests/config/valid/everything.toml").unwrap();
     let elsewhere = Path::new("/nonexistent/graphpost.toml");
     let config = Config::parse(&source, elsewhere, &Environment::default(), Files::Named).unwrap();
-    assert!(config.tenant.credential.password.is_none());
+    assert!(config.tenant.credential.files().unwrap().password.is_none());
     assert!(Config::parse(&source, elsewhere, &Environment::default(), Files::Opened).is_err());
 }
 
@@ -226,7 +233,15 @@ fn password_files() {
         match (Config::load(&path, &environment()), password) {
             (Ok(config), Some(password)) => {
                 assert_eq!(
-                    config.tenant.credential.password.unwrap().expose_secret(),
+                    config
+                        .tenant
+                        .credential
+                        .files()
+                        .unwrap()
+                        .password
+                        .as_ref()
+                        .unwrap()
+                        .expose_secret(),
                     password
                 );
             }
@@ -277,6 +292,20 @@ fn the_shipped_file_documents_every_key() {
     let mut documented = BTreeSet::new();
     keys("", &uncommented().parse().unwrap(), &mut documented);
     let known: BTreeSet<_> = Config::known_keys().into_iter().collect();
+    // The next credential has the keys of the current one, which are documented there.
+    let (next, known): (BTreeSet<_>, BTreeSet<_>) = known
+        .into_iter()
+        .partition(|it| it.starts_with("tenant.next_credential."));
+    let names = |keys: &BTreeSet<String>, prefix: &str| -> BTreeSet<String> {
+        keys.iter()
+            .filter_map(|it| it.strip_prefix(prefix).map(str::to_owned))
+            .collect()
+    };
+    assert_eq!(
+        names(&next, "tenant.next_credential."),
+        names(&known, "tenant.credential.")
+    );
+    documented.retain(|it| !it.starts_with("tenant.next_credential."));
     assert_eq!(documented, known);
     for (number, line) in SHIPPED.lines().enumerate() {
         assert!(line.chars().count() <= 105, "line {} is long", number + 1);
@@ -290,7 +319,20 @@ fn the_shipped_file_loads() {
     assert!(shipped.warnings.is_empty(), "{}", shipped.warnings);
 
     // What it says is the default is the default.
-    let all = uncommented().replace("password = \"\"", "");
+    // Of the ways to prove the application there can be only one.
+    let others = [
+        "password = ",
+        "vault_",
+        "managed_identity",
+        "federated_token_file",
+        "secret",
+    ];
+    let all: Vec<_> = uncommented()
+        .lines()
+        .filter(|line| !others.iter().any(|it| line.starts_with(it)))
+        .map(str::to_owned)
+        .collect();
+    let all = all.join("\n");
     let mut all = Config::parse(&all, path, &Environment::default(), Files::Named).unwrap();
     assert_eq!(all.smtp.hostname, "relay.contoso.local");
     all.smtp.hostname = shipped.smtp.hostname.clone();

@@ -512,7 +512,10 @@ fn an_assertion_is_what_microsoft_documents() {
             format!(r#"{{"alg":"RS256","typ":"JWT","x5t":"{}"}}"#, values["x5t"]),
         ),
     ] {
-        let assertion = Signer::new(&pair, algorithm).unwrap().sign(&CLAIMS).unwrap();
+        let assertion = Signer::new(&pair, algorithm, false)
+            .unwrap()
+            .sign(&CLAIMS)
+            .unwrap();
         let (signed, signature) = assertion.rsplit_once('.').unwrap();
         let (got_header, got_claims) = signed.split_once('.').unwrap();
         let text = |part: &str| String::from_utf8(URL_SAFE_NO_PAD.decode(part).unwrap()).unwrap();
@@ -539,6 +542,6 @@ fn keys_are_not_shown() {
     let pair = open_for_entra(&credential("both.pem", None, None)).unwrap();
     let shown = format!("{:?}", pair.key);
     assert_eq!(shown, "PrivateKey(..)");
-    let signer = Signer::new(&pair, AssertionAlgorithm::Ps256).unwrap();
+    let signer = Signer::new(&pair, AssertionAlgorithm::Ps256, false).unwrap();
     assert!(format!("{signer:?}").len() < 200);
 }

@@ -4,6 +4,7 @@
 #[path = "graph/server.rs"]
 mod server;
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use graphpost::identity::{TokenError, Tokens};
@@ -36,26 +37,22 @@ async fn asks_as_microsoft_documents() {
     );
     assert_eq!(request.field("return-client-request-id"), Some("true"));
     let body = String::from_utf8(request.body).unwrap();
-    let fields: Vec<(&str, &str)> = body.split('&').map(|it| it.split_once('=').unwrap()).collect();
-    let names: Vec<&str> = fields.iter().map(|it| it.0).collect();
-    assert_eq!(
-        names,
-        [
-            "client_id",
-            "scope",
-            "client_assertion_type",
-            "client_assertion",
-            "grant_type"
-        ]
-    );
+    let mut fields: BTreeMap<&str, &str> = body.split('&').map(|it| it.split_once('=').unwrap()).collect();
+    let assertion = fields.remove("client_assertion").unwrap();
+    assert_eq!(assertion.split('.').count(), 3);
     let scope = format!("http%3A%2F%2F127.0.0.1%3A{}%2F.default", server.address.port());
-    assert_eq!(fields[1].1, scope);
     assert_eq!(
-        fields[2].1,
-        "urn%3Aietf%3Aparams%3Aoauth%3Aclient-assertion-type%3Ajwt-bearer"
+        fields,
+        BTreeMap::from([
+            ("client_id", server::CLIENT),
+            ("scope", scope.as_str()),
+            ("grant_type", "client_credentials"),
+            (
+                "client_assertion_type",
+                "urn%3Aietf%3Aparams%3Aoauth%3Aclient-assertion-type%3Ajwt-bearer"
+            ),
+        ])
     );
-    assert_eq!(fields[3].1.split('.').count(), 3);
-    assert_eq!(fields[4].1, "client_credentials");
 }
 
 #[tokio::test]
@@ -120,11 +117,11 @@ async fn a_rejected_token_is_replaced_once() {
     let server = Server::start(vec![]).await;
     let tokens = tokens(&server);
     let first = tokens.get().await.unwrap();
-    tokens.reject(&first);
-    tokens.reject(&first);
+    tokens.reject(&first, None);
+    tokens.reject(&first, None);
     let second = tokens.get().await.unwrap();
     assert_ne!(first, second);
-    tokens.reject(&first);
+    tokens.reject(&first, None);
     assert_eq!(tokens.get().await.unwrap(), second);
     assert_eq!(server.tokens(), 2);
 }
@@ -211,7 +208,7 @@ async fn tokens_and_assertions_are_not_shown() {
 fn a_credential_that_cannot_be_used_names_file_and_fix() {
     let with = |certificate: &str| {
         let mut tenant = server::tenant("http://127.0.0.1:1", "http://127.0.0.1:1");
-        tenant.credential.certificate = server::credential_file(certificate);
+        tenant.credential = server::certificate(certificate, None);
         Tokens::new(&tenant, metrics()).unwrap_err().to_string()
     };
     assert!(with("ec.pem").contains("ec.pem: has an elliptic curve key"));
@@ -223,7 +220,7 @@ fn a_credential_that_cannot_be_used_names_file_and_fix() {
 fn an_expired_certificate_opens_and_is_metered() {
     let metrics = metrics();
     let mut tenant = server::tenant("http://127.0.0.1:1", "http://127.0.0.1:1");
-    tenant.credential.certificate = server::credential_file("expired.pem");
+    tenant.credential = server::certificate("expired.pem", None);
     Tokens::new(&tenant, metrics.clone()).unwrap();
     let text = metrics.encode();
     assert!(

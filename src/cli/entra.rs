@@ -80,12 +80,14 @@ impl Entra {
     pub(super) fn run(self) -> Result<(), Failure> {
         let Entra::Script(options) = self;
         let config = options.config.read()?;
-        let credential = &config.tenant.credential;
-        let password = credential
-            .password
-            .as_ref()
-            .map(secrecy::ExposeSecret::expose_secret);
-        let certificate = read_certificate(&credential.certificate, password).map_err(|error| {
+        let files = config.tenant.credential.files().ok_or_else(|| {
+            Failure::with_help(
+                "the scripts register a certificate that is in a file, and [tenant.credential] names none",
+                "name it for this command: GRAPHPOST__TENANT__CREDENTIAL__CERTIFICATE=app.pem",
+            )
+        })?;
+        let password = files.password.as_ref().map(secrecy::ExposeSecret::expose_secret);
+        let certificate = read_certificate(&files.certificate, password).map_err(|error| {
             Failure::with_help(
                 error,
                 "graphpost cert new makes a certificate; name it in [tenant.credential]",

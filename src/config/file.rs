@@ -8,6 +8,7 @@ use std::time::Duration;
 use secrecy::SecretString;
 
 use super::check::{self, WrittenListener, WrittenSender};
+use super::credential;
 use super::document::Document;
 use super::finding::{ConfigErrors, Findings, line_of};
 use super::notices;
@@ -107,12 +108,13 @@ fn read(path: &Path) -> Result<String, (String, String)> {
 }
 
 /// Where files are that the configuration names.
-struct Directories<'p> {
+pub(super) struct Directories<'p> {
     /// That of the configuration file.
     base: &'p Path,
     /// systemd's `LoadCredential=` puts files here.
     credentials: Option<PathBuf>,
-    files: Files,
+    pub(super) files: Files,
+    pub(super) environment: &'p Environment,
 }
 
 impl Directories<'_> {
@@ -145,6 +147,7 @@ fn parse(source: &str, path: &Path, environment: &Environment, files: Files) -> 
         base: path.parent().unwrap_or(Path::new("")),
         credentials: environment.0.get("CREDENTIALS_DIRECTORY").map(PathBuf::from),
         files,
+        environment,
     };
     let config = root(&reader, &document, path, &directories);
 
@@ -308,7 +311,12 @@ fn tenant(reader: &Reader, mut section: Section<'_>, directories: &Directories<'
         "\"00000000-0000-0000-0000-000000000000\"",
         APP,
     );
-    let credential = tenant_credential(reader, section.section("credential"), directories);
+    let credential = credential::application(reader, section.section("credential"), directories, true);
+    let has_next = section.has("next_credential");
+    let next = section.section("next_credential");
+    let next_credential = credential::application(reader, next, directories, has_next);
+    let send_certificate_chain = section.boolean("send_certificate_chain");
+    let continuous_access_evaluation = section.boolean("continuous_access_evaluation");
     section.finish();
     Some(Tenant {
         id: id?.value,
@@ -316,37 +324,24 @@ fn tenant(reader: &Reader, mut section: Section<'_>, directories: &Directories<'
         authority: authority.map_or_else(|| cloud.authority.to_owned(), |it| it.value),
         graph: graph.map_or_else(|| cloud.graph.to_owned(), |it| it.value),
         credential: credential?,
+        next_credential: if has_next { Some(next_credential?) } else { None },
+        send_certificate_chain: send_certificate_chain.is_some_and(|it| it.value),
+        continuous_access_evaluation: continuous_access_evaluation.is_some_and(|it| it.value),
         assertion: assertion.map(|it| it.value).unwrap_or_default(),
         proxy: proxy.map(|it| it.value),
         ca_file,
     })
 }
 
-fn tenant_credential(
-    reader: &Reader,
-    mut section: Section<'_>,
-    directories: &Directories<'_>,
-) -> Option<Credential> {
-    let (certificate, credential) = credential(reader, &mut section, directories);
-    section.require(
-        "certificate",
-        certificate,
-        "\"app.pfx\"",
-        "a PFX or PEM file whose certificate is uploaded to the app registration; 'graphpost cert new' makes one",
-    );
-    section.finish();
-    credential
-}
-
 /// `certificate`, `private_key`, `password` and `password_file`, as the tenant and listeners have them.
-fn credential(
+pub(super) fn credential(
     reader: &Reader,
     section: &mut Section<'_>,
     directories: &Directories<'_>,
 ) -> (Option<Spot<()>>, Option<Credential>) {
     let certificate = section.string("certificate");
     let private_key = section.string("private_key");
-    let password = password(reader, section, directories);
+    let password = secret(reader, section, directories, "password", "password_file");
     let spot = certificate.as_ref().map(|it| it.with(()));
     let private_key = private_key.map(|it| existing(reader, &it, directories));
     let credential = certificate.and_then(|it| {
@@ -363,23 +358,25 @@ fn credential(
     (spot, credential)
 }
 
-/// A secret that is written out as `password`, or stands in `password_file`.
-fn password(
+/// A secret that is written out in one key, or stands in the file that another names.
+pub(super) fn secret(
     reader: &Reader,
     section: &mut Section<'_>,
     directories: &Directories<'_>,
+    key: &'static str,
+    file_key: &'static str,
 ) -> Option<SecretString> {
-    let password = section.text("password", |text| Ok(SecretString::from(text)));
-    let file = section.string("password_file");
-    match (password, file) {
+    let written = section.text(key, |text| Ok(SecretString::from(text)));
+    let file = section.string(file_key);
+    match (written, file) {
         (Some(_), Some(file)) => {
             let help =
                 "remove one of the two; the file is better, because it can be readable to the service alone";
-            let title = format!("{} and {} are both given", section.key("password"), file.key);
+            let title = format!("{} and {} are both given", section.key(key), file.key);
             reader.error(&file.place, title, "", help.to_owned());
             None
         }
-        (Some(password), None) => Some(password.value),
+        (Some(written), None) => Some(written.value),
         (None, Some(file)) => {
             let path = existing(reader, &file, directories)?;
             if directories.files == Files::Named {
@@ -425,7 +422,11 @@ fn read_secret(path: &Path) -> Result<SecretString, Problem> {
 }
 
 /// The path of a file that must be there and readable.
-fn existing(reader: &Reader, name: &Spot<String>, directories: &Directories<'_>) -> Option<PathBuf> {
+pub(super) fn existing(
+    reader: &Reader,
+    name: &Spot<String>,
+    directories: &Directories<'_>,
+) -> Option<PathBuf> {
     let path = directories.find(&name.value);
     if directories.files == Files::Named {
         return Some(path);

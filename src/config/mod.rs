@@ -4,6 +4,7 @@
 //! there is.
 
 mod check;
+mod credential;
 mod document;
 mod file;
 mod finding;
@@ -24,7 +25,8 @@ use crate::envelope::{Format, HeaderFrom};
 
 pub use finding::{ConfigErrors, Finding, Findings, Place, Severity};
 
-/// The environment variables that matter: `GRAPHPOST__…` and `CREDENTIALS_DIRECTORY`.
+/// The environment variables that matter: `GRAPHPOST__…`, `CREDENTIALS_DIRECTORY`, and those by which
+/// Azure says who gives tokens to managed identities.
 #[derive(Clone, Debug, Default)]
 pub struct Environment(BTreeMap<String, String>);
 
@@ -34,6 +36,13 @@ impl Environment {
         std::env::vars_os()
             .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
             .collect()
+    }
+}
+
+impl Environment {
+    /// The value of a variable.
+    pub fn get(&self, name: &str) -> Option<&str> {
+        self.0.get(name).map(String::as_str)
     }
 }
 
@@ -99,13 +108,124 @@ pub struct Tenant {
     /// The Graph root without a trailing slash, e.g. `https://graph.microsoft.com`.
     pub graph: String,
     /// How the application proves itself.
-    pub credential: Credential,
+    pub credential: ApplicationCredential,
+    /// The credential that will follow: it is used as soon as Entra ID takes it.
+    pub next_credential: Option<ApplicationCredential>,
+    /// Whether the certificate and its issuers are sent along (`x5c`), for applications that trust an
+    /// issuer and a subject name.
+    pub send_certificate_chain: bool,
+    /// Whether tokens are asked for that Graph may revoke at any time, and that last a day.
+    pub continuous_access_evaluation: bool,
     /// The signature of the client assertion.
     pub assertion: AssertionAlgorithm,
     /// An HTTP proxy for Entra and Graph; `None` takes the environment's (`HTTPS_PROXY`, `NO_PROXY`).
     pub proxy: Option<String>,
     /// More certificate authorities (PEM), for networks that inspect TLS.
     pub ca_file: Option<PathBuf>,
+}
+
+/// How the application proves itself to Entra ID.
+#[derive(Clone, Debug)]
+pub enum ApplicationCredential {
+    /// A certificate with its key, in files.
+    Certificate {
+        /// The files.
+        files: Credential,
+        /// Where the password is, if it is in a vault.
+        vault_password: Option<VaultPassword>,
+    },
+    /// A certificate in Azure Key Vault.
+    VaultCertificate(VaultCertificate),
+    /// A client secret.
+    Secret(SecretString),
+    /// A token of another platform, in a file that is replaced from time to time (workload identity
+    /// federation).
+    FederatedToken(PathBuf),
+    /// The identity of the machine in Azure; there is nothing to prove.
+    ManagedIdentity(ManagedIdentity),
+}
+
+impl ApplicationCredential {
+    /// The certificate's files, where there are some.
+    pub fn files(&self) -> Option<&Credential> {
+        match self {
+            ApplicationCredential::Certificate { files, .. } => Some(files),
+            _ => None,
+        }
+    }
+}
+
+/// A password in Azure Key Vault.
+#[derive(Clone, Debug)]
+pub struct VaultPassword {
+    /// The secret that holds it.
+    pub secret: VaultObject,
+    /// Who asks for it.
+    pub identity: VaultIdentity,
+}
+
+/// A certificate in Azure Key Vault.
+#[derive(Clone, Debug)]
+pub struct VaultCertificate {
+    /// The certificate.
+    pub certificate: VaultObject,
+    /// Whether its key is downloaded. Otherwise the vault signs, and the key never leaves it.
+    pub download: bool,
+    /// Who asks for it.
+    pub identity: VaultIdentity,
+}
+
+/// Something in Azure Key Vault.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VaultObject {
+    /// The vault's root without a trailing slash: `https://contoso.vault.azure.net`.
+    pub vault: String,
+    /// The object's name.
+    pub name: String,
+    /// Its version; the newest where there is none.
+    pub version: Option<String>,
+}
+
+/// How the gateway gets at a vault.
+#[derive(Clone, Debug)]
+pub enum VaultIdentity {
+    /// By the identity of the machine in Azure.
+    Managed(ManagedIdentity),
+    /// As the application, by a token of another platform.
+    Federated(PathBuf),
+}
+
+/// An identity that Azure gives to a machine.
+#[derive(Clone, Debug)]
+pub struct ManagedIdentity {
+    /// Which one; the machine's own where there is none.
+    pub client_id: Option<String>,
+    /// Who gives tokens to it.
+    pub host: IdentityHost,
+}
+
+/// Who gives tokens to managed identities, as the environment says.
+#[derive(Clone, Debug)]
+pub enum IdentityHost {
+    /// A virtual machine's metadata service.
+    VirtualMachine {
+        /// Its root: `http://169.254.169.254`.
+        root: String,
+    },
+    /// App Service, Functions and Container Apps.
+    AppService {
+        /// `$IDENTITY_ENDPOINT`
+        endpoint: String,
+        /// `$IDENTITY_HEADER`
+        header: SecretString,
+    },
+    /// The agent of Azure Arc.
+    Arc {
+        /// `$IDENTITY_ENDPOINT`, or where the agent listens.
+        endpoint: String,
+        /// The one directory whose key files are read and shown to the agent.
+        key_directory: PathBuf,
+    },
 }
 
 /// Where the certificate is, and what opens it.

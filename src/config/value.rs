@@ -6,7 +6,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 use jiff::{Span, SpanRelativeTo};
 
-use super::Pattern;
+use super::{Pattern, VaultObject};
 use crate::address::Address;
 
 /// Why a value is not what its key takes.
@@ -280,6 +280,37 @@ pub(super) fn base_url(text: &str) -> Result<String, Problem> {
         .help("the token and the mail would be readable on the way; plain http is for loopback addresses such as http://127.0.0.1:8025")),
         _ => Err(bad()),
     }
+}
+
+/// `https://contoso.vault.azure.net/certificates/name`, perhaps with a version; `kind` is the second
+/// word of it.
+pub(super) fn vault_object(text: &str, kind: &str) -> Result<VaultObject, Problem> {
+    let example = format!("expected e.g. \"https://contoso.vault.azure.net/{kind}/graphpost\"");
+    let bad = || {
+        Problem::new(
+            format!("is not the address of one of a vault's {kind}"),
+            example.as_str(),
+        )
+    };
+    let text = base_url(text)?;
+    let url = reqwest::Url::parse(&text).map_err(|_| bad())?;
+    let segments: Vec<&str> = url.path_segments().map(Iterator::collect).unwrap_or_default();
+    // https://learn.microsoft.com/azure/key-vault/general/about-keys-secrets-certificates
+    let named = |it: &str| !it.is_empty() && it.chars().all(|it| it.is_ascii_alphanumeric() || it == '-');
+    let (name, version) = match segments.as_slice() {
+        [it, name] if *it == kind => (*name, None),
+        [it, name, version] if *it == kind => (*name, Some(*version)),
+        _ => return Err(bad()),
+    };
+    if !named(name) || !version.is_none_or(named) {
+        return Err(bad());
+    }
+    let root = text.split(&format!("/{kind}/")).next().unwrap_or_default();
+    Ok(VaultObject {
+        vault: root.to_owned(),
+        name: name.to_owned(),
+        version: version.map(str::to_owned),
+    })
 }
 
 /// An HTTP proxy: `http://proxy.contoso.local:8080`.

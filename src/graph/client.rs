@@ -12,10 +12,14 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
+use base64::Engine as _;
+use base64::engine::general_purpose::{STANDARD_NO_PAD, URL_SAFE_NO_PAD};
 use bytes::Bytes;
 use http_body::{Frame, SizeHint};
 use jiff::Timestamp;
-use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderValue};
+use reqwest::header::{
+    ACCEPT, AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderValue, WWW_AUTHENTICATE,
+};
 use reqwest::{Body, Client, Method, Url};
 use serde_json::Value;
 
@@ -103,6 +107,8 @@ impl Call {
 pub(super) struct Reply {
     pub(super) response: Response,
     pub(super) body: Vec<u8>,
+    /// The claims that Graph demands of the next token.
+    challenge: Option<String>,
 }
 
 /// What became of one HTTP request.
@@ -200,7 +206,7 @@ impl Service {
             };
             match self.attempt(call, Some(&token)).await {
                 Fate::Answered(reply) if reply.response.status == 401 => {
-                    self.tokens.reject(&token);
+                    self.tokens.reject(&token, reply.challenge.clone());
                     if refused.is_some() {
                         return Ok(reply);
                     }
@@ -356,6 +362,10 @@ fn not_processed(error: &reqwest::Error) -> bool {
 async fn read(mut response: reqwest::Response, max_octets: usize) -> Reply {
     let success = response.status().is_success();
     let headers = response.headers();
+    let challenge = headers
+        .get_all(WWW_AUTHENTICATE)
+        .iter()
+        .find_map(|it| claims_of(it.to_str().ok()?));
     let mut answer = Response {
         status: response.status().as_u16(),
         retry_after: https::retry_after(headers, Timestamp::now()),
@@ -372,13 +382,32 @@ async fn read(mut response: reqwest::Response, max_octets: usize) -> Reply {
         return Reply {
             response: answer,
             body,
+            challenge,
         };
     }
     describe(&mut answer, &body);
     Reply {
         response: answer,
         body: Vec::new(),
+        challenge,
     }
+}
+
+/// The claims of a challenge of continuous access evaluation
+/// (<https://learn.microsoft.com/entra/identity-platform/claims-challenge>).
+fn claims_of(challenge: &str) -> Option<String> {
+    let value = |name: &str| {
+        let at = challenge.find(&format!("{name}=\""))? + name.len() + 2;
+        challenge[at..].split('"').next()
+    };
+    if value("error") != Some("insufficient_claims") {
+        return None;
+    }
+    let claims = value("claims")?.trim_end_matches('=');
+    let decoded = STANDARD_NO_PAD
+        .decode(claims)
+        .or_else(|_| URL_SAFE_NO_PAD.decode(claims));
+    String::from_utf8(decoded.ok()?).ok()
 }
 
 /// Takes `error.code` and `error.message` from a body, where it has them. Gateways answer in HTML, or

@@ -7,7 +7,7 @@ use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::rsa::KeyPair as RsaKey;
 use aws_lc_rs::signature::{RSA_PKCS1_SHA256, RSA_PSS_SHA256, RsaEncoding};
 use base64::Engine as _;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use jiff::Timestamp;
 use serde::Serialize;
 
@@ -44,16 +44,25 @@ pub struct Claims<'a> {
 }
 
 impl Signer {
-    /// Takes the key of a certificate that [`KeyPair::check_for_entra`] has passed.
+    /// Takes the key of a certificate that [`KeyPair::check_for_entra`] has passed. `with_chain` says
+    /// whether the certificate and its issuers are sent along.
     ///
     /// # Errors
     /// [`CertificateError::Damaged`] where the key's numbers make no sense.
-    pub fn new(pair: &KeyPair, algorithm: AssertionAlgorithm) -> Result<Signer, CertificateError> {
+    pub fn new(
+        pair: &KeyPair,
+        algorithm: AssertionAlgorithm,
+        with_chain: bool,
+    ) -> Result<Signer, CertificateError> {
         let key = RsaKey::from_pkcs8(pair.key.pkcs8())
             .map_err(|error| CertificateError::Damaged(format!("RSA key: {error}")))?;
         Ok(Signer {
             key,
-            header: header(&pair.certificate, algorithm),
+            header: header(
+                &pair.certificate,
+                algorithm,
+                with_chain.then_some(pair.chain.as_slice()),
+            ),
             encoding: match algorithm {
                 AssertionAlgorithm::Ps256 => &RSA_PSS_SHA256,
                 AssertionAlgorithm::Rs256 => &RSA_PKCS1_SHA256,
@@ -103,8 +112,8 @@ impl fmt::Display for SigningFailed {
 impl std::error::Error for SigningFailed {}
 
 /// The header in JSON. The thumbprint goes with the algorithm: Entra ID answers AADSTS700027 to a
-/// mixed pair.
-pub fn header(certificate: &Certificate, algorithm: AssertionAlgorithm) -> String {
+/// mixed pair. `chain` are the certificate's issuers, where it is to be sent along with them.
+pub fn header(certificate: &Certificate, algorithm: AssertionAlgorithm, chain: Option<&[Vec<u8>]>) -> String {
     #[derive(Serialize)]
     struct Header {
         alg: &'static str,
@@ -113,19 +122,30 @@ pub fn header(certificate: &Certificate, algorithm: AssertionAlgorithm) -> Strin
         x5t: Option<String>,
         #[serde(rename = "x5t#S256", skip_serializing_if = "Option::is_none")]
         x5t_s256: Option<String>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        x5c: Option<Vec<String>>,
     }
+    // RFC 7515 §4.1.6: plain base64, the certificate itself first.
+    let x5c = chain.map(|issuers| {
+        std::iter::once(&certificate.der)
+            .chain(issuers)
+            .map(|it| STANDARD.encode(it))
+            .collect()
+    });
     let header = match algorithm {
         AssertionAlgorithm::Ps256 => Header {
             alg: "PS256",
             typ: "JWT",
             x5t: None,
             x5t_s256: Some(certificate.x5t_s256()),
+            x5c,
         },
         AssertionAlgorithm::Rs256 => Header {
             alg: "RS256",
             typ: "JWT",
             x5t: Some(certificate.x5t()),
             x5t_s256: None,
+            x5c,
         },
     };
     json(&header)

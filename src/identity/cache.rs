@@ -134,6 +134,7 @@ impl Cache {
                       to the same cloud"
                     .to_owned(),
                 credential: true,
+                code: None,
                 retry_after: None,
             };
             self.failure = Some(Failure {
@@ -186,6 +187,7 @@ mod tests {
         TokenError {
             why: "down".to_owned(),
             credential: false,
+            code: None,
             retry_after: None,
         }
     }

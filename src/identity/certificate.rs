@@ -174,6 +174,18 @@ impl Certificate {
         Ok(())
     }
 
+    /// Checks that Entra ID takes the key: RSA only, of at least 2048 bits.
+    ///
+    /// # Errors
+    /// [`CertificateError`] names what Entra ID would refuse.
+    pub fn check_for_entra(&self) -> Result<(), CertificateError> {
+        match &self.key {
+            KeyKind::Ec { curve } => Err(CertificateError::EllipticCurve(curve.clone())),
+            KeyKind::Ed25519 | KeyKind::Other(_) => Err(CertificateError::KeyType(self.key.clone())),
+            KeyKind::Rsa { bits } => check_rsa(*bits),
+        }
+    }
+
     /// Whole days until it expires; negative where it has.
     pub fn days_left(&self, now: Timestamp) -> i64 {
         (self.not_after.as_second() - now.as_second()).div_euclid(86_400)
@@ -255,18 +267,12 @@ impl KeyPair {
         })
     }
 
-    /// Checks that Entra ID takes the key: RSA only, of at least 2048 bits.
+    /// Checks that Entra ID takes the key.
     ///
     /// # Errors
-    /// [`CertificateError`] names what Entra ID would refuse.
+    /// As [`Certificate::check_for_entra`].
     pub fn check_for_entra(&self) -> Result<(), CertificateError> {
-        match &self.certificate.key {
-            KeyKind::Ec { curve } => Err(CertificateError::EllipticCurve(curve.clone())),
-            KeyKind::Ed25519 | KeyKind::Other(_) => {
-                Err(CertificateError::KeyType(self.certificate.key.clone()))
-            }
-            KeyKind::Rsa { bits } => check_rsa(*bits),
-        }
+        self.certificate.check_for_entra()
     }
 
     /// Checks that a TLS listener can use the key: RSA of at least 2048 bits, P-256, P-384, P-521 or
@@ -317,6 +323,13 @@ fn check_rsa(bits: usize) -> Result<(), CertificateError> {
         return Err(CertificateError::KeyType(KeyKind::Rsa { bits }));
     }
     Ok(())
+}
+
+impl fmt::Display for OpenError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (OpenError::Certificate(error) | OpenError::PrivateKey(error)) = self;
+        error.fmt(f)
+    }
 }
 
 /// Which of the two files is at fault.

@@ -5,9 +5,13 @@ pub mod assertion;
 mod cache;
 pub mod certificate;
 pub mod credential;
+mod entra;
 pub(crate) mod https;
+mod managed;
+mod proof;
 mod refusal;
 mod token;
+mod vault;
 
 pub use https::HttpsError;
 pub use token::{Token, TokenError, Tokens};
@@ -19,6 +23,8 @@ pub enum IdentityError {
     Credential(credential::CredentialError),
     /// The proxy or the certificate authorities.
     Https(HttpsError),
+    /// A managed identity, where an application is meant.
+    NoApplication,
 }
 
 impl std::fmt::Display for IdentityError {
@@ -26,6 +32,7 @@ impl std::fmt::Display for IdentityError {
         match self {
             IdentityError::Credential(error) => error.fmt(f),
             IdentityError::Https(error) => error.fmt(f),
+            IdentityError::NoApplication => f.write_str("a managed identity cannot prove an application"),
         }
     }
 }

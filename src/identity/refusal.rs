@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use jiff::Timestamp;
 use serde_json::Value;
 
 use super::aadsts;
@@ -14,6 +15,12 @@ const UNSAID_LIFE: Duration = Duration::from_secs(300);
 /// An answer of the token endpoint.
 #[derive(Clone, Copy, Debug)]
 pub struct TokenAnswer<'a> {
+    /// Who answers, in words: `Entra ID`.
+    pub who: &'static str,
+    /// What to look at where whoever answers is a stranger.
+    pub advice: &'static str,
+    /// Our time when the answer came.
+    pub now: Timestamp,
     /// The HTTP status.
     pub status: u16,
     /// The body, or as much of it as was read.
@@ -33,7 +40,7 @@ pub fn read(answer: &TokenAnswer<'_>) -> Result<Grant, TokenError> {
     if answer.status == 200 {
         return json
             .as_ref()
-            .and_then(grant)
+            .and_then(|it| grant(it, answer.now))
             .ok_or_else(|| stranger(answer, "answered 200 without a token"));
     }
     match json.as_ref().and_then(|it| it.get("error")) {
@@ -42,16 +49,20 @@ pub fn read(answer: &TokenAnswer<'_>) -> Result<Grant, TokenError> {
     }
 }
 
-fn grant(json: &Value) -> Option<Grant> {
+fn grant(json: &Value, now: Timestamp) -> Option<Grant> {
     let seconds = |name: &str| {
         let value = json.get(name)?;
         // Managed identities write numbers as strings.
         let number = value.as_u64().or_else(|| value.as_str()?.parse().ok())?;
         Some(Duration::from_secs(number))
     };
+    let unix_time = Duration::from_secs(u64::try_from(now.as_second()).unwrap_or_default());
     Some(Grant {
         token: Token::new(json.get("access_token")?.as_str()?)?,
-        expires_in: seconds("expires_in").unwrap_or(UNSAID_LIFE),
+        expires_in: seconds("expires_in")
+            // App Service says only when it ends, as a Unix time.
+            .or_else(|| Some(seconds("expires_on")?.saturating_sub(unix_time)))
+            .unwrap_or(UNSAID_LIFE),
         refresh_in: seconds("refresh_in"),
         extended_expires_in: seconds("ext_expires_in"),
     })
@@ -74,10 +85,11 @@ fn refusal(answer: &TokenAnswer<'_>, error: &str, json: &Value) -> TokenError {
         }
     };
 
-    let mut why = String::from("Entra ID refuses the application: ");
-    if !credential {
-        why = "Entra ID gives no token at the moment: ".to_owned();
-    }
+    let mut why = if credential {
+        format!("{} refuses the application: ", answer.who)
+    } else {
+        format!("{} gives no token at the moment: ", answer.who)
+    };
     if let Some(code) = code {
         why.push_str(&format!("AADSTS{code} "));
     }
@@ -87,11 +99,8 @@ fn refusal(answer: &TokenAnswer<'_>, error: &str, json: &Value) -> TokenError {
         why.push_str(explanation.meaning);
     }
     if let (Some(700024), Some(ahead)) = (code, answer.clock_ahead) {
-        let direction = if ahead >= 0 { "ahead" } else { "behind" };
-        why.push_str(&format!(
-            "; this clock is {} s {direction} of Entra ID's",
-            ahead.abs()
-        ));
+        let direction = if ahead >= 0 { "ahead of" } else { "behind" };
+        why.push_str(&format!("; this clock is {} s {direction} theirs", ahead.abs()));
     }
     if let Some(explanation) = known {
         why.push_str("; fix: ");
@@ -106,6 +115,7 @@ fn refusal(answer: &TokenAnswer<'_>, error: &str, json: &Value) -> TokenError {
     TokenError {
         why,
         credential,
+        code,
         retry_after: answer.retry_after,
     }
 }
@@ -114,8 +124,9 @@ fn refusal(answer: &TokenAnswer<'_>, error: &str, json: &Value) -> TokenError {
 fn without_json(answer: &TokenAnswer<'_>) -> TokenError {
     if passes(answer.status) {
         return TokenError {
-            why: format!("Entra ID answers {}", answer.status),
+            why: format!("{} answers {}", answer.who, answer.status),
             credential: false,
+            code: None,
             retry_after: answer.retry_after,
         };
     }
@@ -123,6 +134,7 @@ fn without_json(answer: &TokenAnswer<'_>) -> TokenError {
         return TokenError {
             why: "the proxy asks for a login: give it in tenant.proxy".to_owned(),
             credential: true,
+            code: None,
             retry_after: None,
         };
     }
@@ -138,11 +150,9 @@ fn stranger(answer: &TokenAnswer<'_>, what: &str) -> TokenError {
         Some(_) => "other content",
     };
     TokenError {
-        why: format!(
-            "the token endpoint {what} ({shown}); check tenant.authority and tenant.id, and whether a proxy \
-             answers in Entra ID's place"
-        ),
+        why: format!("{} {what} ({shown}); {}", answer.who, answer.advice),
         credential: true,
+        code: None,
         retry_after: answer.retry_after,
     }
 }
@@ -177,6 +187,9 @@ mod tests {
 
     fn answer(status: u16, body: &str) -> TokenAnswer<'_> {
         TokenAnswer {
+            who: "Entra ID",
+            advice: "check the authority, or a proxy",
+            now: Timestamp::UNIX_EPOCH,
             status,
             body: body.as_bytes(),
             retry_after: None,
@@ -197,6 +210,7 @@ mod tests {
                 86399,
                 Some(43199),
             ),
+            (r#"{"access_token":"abc","expires_on":"7200"}"#, 7200, None),
             (r#"{"access_token":"abc"}"#, 300, None),
         ] {
             let grant = read(&answer(200, body)).expect(body);
@@ -310,7 +324,7 @@ mod tests {
         })
         .expect_err("refused");
         assert!(
-            error.why.contains("this clock is 3600 s behind of Entra ID's"),
+            error.why.contains("this clock is 3600 s behind theirs"),
             "{}",
             error.why
         );

@@ -2,27 +2,20 @@
 //! [`super::cache`]; here it is done.
 
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
-use reqwest::Url;
-use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderValue};
+use reqwest::header::HeaderValue;
 use tokio::sync::OwnedMutexGuard;
 
-use super::assertion::{ASSERTION_TYPE, Claims, Signer};
+use super::IdentityError;
 use super::cache::{Advice, Cache, Grant};
-use super::credential::{self, CredentialError};
-use super::refusal::{self, TokenAnswer};
-use super::{IdentityError, guid, https};
-use crate::config::{self, Tenant};
+use super::entra::Entra;
+use super::managed::Machine;
+use crate::config::{ApplicationCredential, Tenant};
 use crate::event;
-use crate::metrics::{Metrics, ResultLabel};
-
-/// How long a token request may take in all.
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
-/// As much of an answer as is read. A token has one or two thousand octets, some have ten.
-const MAX_ANSWER_OCTETS: usize = 64 * 1024;
+use crate::metrics::{CredentialLabel, Metrics, ResultLabel};
 
 /// Access tokens for Graph. Cheap to clone; all clones share one cache.
 #[derive(Clone, Debug)]
@@ -63,8 +56,30 @@ pub struct TokenError {
     pub why: String,
     /// Whether an operator must act, or waiting may help.
     pub credential: bool,
+    /// Entra's AADSTS code, where there is one.
+    pub code: Option<u32>,
     /// How long it is too soon to ask again, because Entra said so or because it failed so often.
     pub retry_after: Option<Duration>,
+}
+
+impl TokenError {
+    /// Something that an operator must mend.
+    pub(super) fn credential(why: impl Into<String>) -> TokenError {
+        TokenError {
+            why: why.into(),
+            credential: true,
+            code: None,
+            retry_after: None,
+        }
+    }
+
+    /// Something that may pass by itself.
+    pub(super) fn passing(why: impl Into<String>) -> TokenError {
+        TokenError {
+            credential: false,
+            ..TokenError::credential(why)
+        }
+    }
 }
 
 impl fmt::Display for TokenError {
@@ -75,59 +90,60 @@ impl fmt::Display for TokenError {
 
 impl std::error::Error for TokenError {}
 
-/// The application, its credential and its tokens.
+/// Who gives tokens to the application.
+#[derive(Debug)]
+enum Issuer {
+    Entra(Box<Entra>),
+    Machine(Box<Machine>),
+}
+
+/// The application and its tokens.
 #[derive(Debug)]
 struct Application {
-    client: reqwest::Client,
-    /// The token endpoint, which is also the assertion's audience.
-    endpoint: String,
     client_id: String,
-    scope: String,
-    signer: Signer,
+    resource: String,
+    /// With their names; the one to be tried first comes first.
+    issuers: Vec<(&'static str, Issuer)>,
+    /// The name of the one that gave the last token.
+    in_use: Mutex<Option<&'static str>>,
     cache: Mutex<Cache>,
+    /// What Graph demands of the next token (continuous access evaluation).
+    challenge: Mutex<Option<String>>,
     /// Held while a request is under way, so that there is only ever one.
     flight: Arc<tokio::sync::Mutex<()>>,
     metrics: Arc<Metrics>,
 }
 
 impl Tokens {
-    /// Opens the credential; connects to nothing yet. Blocks for as long as a PFX takes to open.
+    /// Opens the credentials that are in files; connects to nothing yet. Blocks for as long as a PFX
+    /// takes to open.
     ///
     /// # Errors
     /// [`IdentityError`] names the file and the fix.
     pub fn new(tenant: &Tenant, metrics: Arc<Metrics>) -> Result<Tokens, IdentityError> {
-        let pair = credential::open_for_entra(&tenant.credential).map_err(IdentityError::Credential)?;
-        let signer = Signer::new(&pair, tenant.assertion).map_err(|error| {
-            IdentityError::Credential(CredentialError::Certificate {
-                file: tenant.credential.certificate.clone(),
-                error,
+        let issuer = |credential: &ApplicationCredential| {
+            Ok(match credential {
+                ApplicationCredential::ManagedIdentity(identity) => {
+                    Issuer::Machine(Box::new(Machine::new(identity).map_err(IdentityError::Https)?))
+                }
+                credential => {
+                    Issuer::Entra(Box::new(Entra::new(tenant, credential, &tenant.graph, &metrics)?))
+                }
             })
-        })?;
-        let client = https::client(tenant, &tenant.authority)
-            .map_err(IdentityError::Https)?
-            .timeout(REQUEST_TIMEOUT)
-            // One request an hour: an idle connection would only be found dead.
-            .pool_max_idle_per_host(0)
-            .build()
-            .map_err(|error| IdentityError::Https(https::HttpsError::Tls(error)))?;
-        metrics
-            .credential_expiry_timestamp_seconds
-            .set(pair.certificate.not_after.as_second());
-        let certificate = &pair.certificate;
-        event::credential_opened(
-            &tenant.credential.certificate,
-            &certificate.subject,
-            &certificate.sha1_thumbprint(),
-            certificate.not_after,
-            certificate.days_left(Timestamp::now()),
-        );
+        };
+        let mut issuers = Vec::new();
+        // The one that is to follow is taken as soon as Entra ID takes it.
+        if let Some(next) = &tenant.next_credential {
+            issuers.push(("next", issuer(next)?));
+        }
+        issuers.push(("current", issuer(&tenant.credential)?));
         Ok(Tokens(Arc::new(Application {
-            client,
-            endpoint: endpoint(tenant),
             client_id: tenant.client_id.clone(),
-            scope: format!("{}/.default", tenant.graph),
-            signer,
+            resource: tenant.graph.clone(),
+            issuers,
+            in_use: Mutex::default(),
             cache: Mutex::default(),
+            challenge: Mutex::default(),
             flight: Arc::default(),
             metrics,
         })))
@@ -159,40 +175,38 @@ impl Tokens {
         }
         let asked = tokio::spawn(Arc::clone(&self.0).ask(flight)).await;
         asked.unwrap_or_else(|_| {
-            Err(TokenError {
-                why: "the token request was cut short by the end of the program".to_owned(),
-                credential: false,
-                retry_after: None,
-            })
+            Err(TokenError::passing(
+                "the token request was cut short by the end of the program",
+            ))
         })
     }
 
     /// Notes that Graph took a token, whatever it thought of the request.
     pub fn accept(&self, token: &Token) {
-        self.0.cache().accepted(token);
+        lock(&self.0.cache).accepted(token);
     }
 
-    /// Takes back a token that Graph refused with 401, so that it is not used again.
-    pub fn reject(&self, token: &Token) {
-        self.0.cache().rejected(token, Instant::now());
+    /// Takes back a token that Graph refused with 401, so that it is not used again. `challenge` are the
+    /// claims that Graph demands of the next one, where it does.
+    pub fn reject(&self, token: &Token, challenge: Option<String>) {
+        if challenge.is_some() {
+            *lock(&self.0.challenge) = challenge;
+        }
+        lock(&self.0.cache).rejected(token, Instant::now());
     }
 }
 
 impl Application {
-    fn cache(&self) -> std::sync::MutexGuard<'_, Cache> {
-        // The cache is only ever replaced as a whole, so a panic elsewhere leaves it sound.
-        self.cache.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn advise(&self) -> Advice {
-        self.cache().advise(Instant::now())
+        lock(&self.cache).advise(Instant::now())
     }
 
     /// Asks for a token, and keeps what came of it.
     async fn ask(self: Arc<Self>, flight: OwnedMutexGuard<()>) -> Result<Token, TokenError> {
-        let result = self.request().await;
+        let challenge = lock(&self.challenge).clone();
+        let result = self.request(challenge.as_deref()).await;
         let now = Instant::now();
-        let mut cache = self.cache();
+        let mut cache = lock(&self.cache);
         let answer = match result {
             Ok(grant) => {
                 self.count("ok");
@@ -202,6 +216,10 @@ impl Application {
                 self.metrics.token_expiry_timestamp_seconds.set(expires);
                 event::token_obtained(&self.client_id, grant.expires_in);
                 cache.granted(grant, now);
+                let mut current = lock(&self.challenge);
+                if *current == challenge {
+                    *current = None;
+                }
                 Ok(token)
             }
             Err(error) => {
@@ -223,61 +241,59 @@ impl Application {
         answer
     }
 
-    async fn request(&self) -> Result<Grant, TokenError> {
-        let assertion = self
-            .signer
-            .sign(&Claims {
-                audience: &self.endpoint,
-                client_id: &self.client_id,
-                id: &guid(),
-                now: Timestamp::now(),
-            })
-            .map_err(|error| TokenError {
-                why: error.to_string(),
-                credential: true,
-                retry_after: None,
-            })?;
-        let form = form(&[
-            ("client_id", &self.client_id),
-            ("scope", &self.scope),
-            ("client_assertion_type", ASSERTION_TYPE),
-            ("client_assertion", &assertion),
-            ("grant_type", "client_credentials"),
-        ]);
-        let sent = self
-            .client
-            .post(&self.endpoint)
-            .header(CONTENT_TYPE, "application/x-www-form-urlencoded")
-            .header("client-request-id", guid())
-            .header("return-client-request-id", "true")
-            .body(form)
-            .send()
-            .await;
-        let mut response = sent.map_err(|error| TokenError {
-            why: format!("Entra ID cannot be reached: {}", https::chain(&error)),
-            credential: false,
-            retry_after: None,
-        })?;
-        let now = Timestamp::now();
-        let status = response.status().as_u16();
-        let retry_after = https::retry_after(response.headers(), now);
-        let clock_ahead = clock_ahead(response.headers(), now);
-        let body = match https::read_at_most(&mut response, MAX_ANSWER_OCTETS).await {
-            Ok(body) => body,
-            Err(error) => {
-                return Err(TokenError {
-                    why: format!("Entra ID's answer broke off: {}", https::chain(&error)),
-                    credential: false,
-                    retry_after,
-                });
+    /// Asks with one credential after the other, until one is taken. An outage ends that: it says
+    /// nothing about any of them.
+    async fn request(&self, challenge: Option<&str>) -> Result<Grant, TokenError> {
+        let mut refused: Option<(&str, TokenError)> = None;
+        for (name, issuer) in &self.issuers {
+            let result = match issuer {
+                Issuer::Entra(entra) => entra.request(challenge).await,
+                Issuer::Machine(machine) => machine.request(&self.resource).await,
+            };
+            match result {
+                Ok(grant) => {
+                    self.took(name, issuer, refused.as_ref());
+                    return Ok(grant);
+                }
+                Err(error) if error.credential => {
+                    refused = Some(match refused {
+                        None => (name, error),
+                        Some((other, earlier)) => {
+                            let why = format!("{}; the {other} credential: {}", error.why, earlier.why);
+                            (name, TokenError { why, ..error })
+                        }
+                    });
+                }
+                Err(error) => return Err(error),
             }
-        };
-        refusal::read(&TokenAnswer {
-            status,
-            body: &body,
-            retry_after,
-            clock_ahead,
+        }
+        Err(match refused {
+            Some((_, error)) => error,
+            None => TokenError::credential("there is no credential"),
         })
+    }
+
+    /// Notes which credential gave a token.
+    fn took(&self, name: &'static str, issuer: &Issuer, refused: Option<&(&str, TokenError)>) {
+        let expires = match issuer {
+            Issuer::Entra(entra) => entra.credential_expires(),
+            Issuer::Machine(_) => None,
+        };
+        if let Some(expires) = expires {
+            self.metrics
+                .credential_expiry_timestamp_seconds
+                .set(expires.as_second());
+        }
+        for (other, _) in &self.issuers {
+            self.metrics
+                .credential_in_use
+                .get_or_create(&CredentialLabel { credential: other })
+                .set(i64::from(*other == name));
+        }
+        let mut in_use = lock(&self.in_use);
+        if in_use.replace(name) != Some(name) && self.issuers.len() > 1 {
+            event::credential_in_use(&self.client_id, name, refused.map(|(_, it)| it.why.as_str()));
+        }
     }
 
     fn count(&self, result: &'static str) {
@@ -288,21 +304,7 @@ impl Application {
     }
 }
 
-/// The token endpoint of a tenant.
-fn endpoint(tenant: &config::Tenant) -> String {
-    format!("{}/{}/oauth2/v2.0/token", tenant.authority, tenant.id)
-}
-
-/// `application/x-www-form-urlencoded`.
-fn form(fields: &[(&str, &str)]) -> String {
-    // The query of a URL has the same encoding, and the library for URLs is there already.
-    let mut url = Url::parse("http://localhost/").expect("a URL");
-    url.query_pairs_mut().extend_pairs(fields);
-    url.query().unwrap_or_default().to_owned()
-}
-
-/// How far our clock is ahead of the server's, in seconds.
-fn clock_ahead(headers: &HeaderMap, now: Timestamp) -> Option<i64> {
-    let date = https::http_date(headers.get(reqwest::header::DATE)?.to_str().ok()?)?;
-    Some(now.as_second() - date.as_second())
+/// What is behind these locks is only ever replaced as a whole, so a panic elsewhere leaves it sound.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use graphpost::address::Address;
-use graphpost::config::{self, AssertionAlgorithm, Credential, Tenant};
+use graphpost::config::{self, ApplicationCredential, AssertionAlgorithm, Credential, Tenant};
 use graphpost::delivery::{Control, Delivery, Settings};
 use graphpost::envelope::{Envelope, HeaderFrom, Origin, ReversePath, Route};
 use graphpost::graph::client::Graph;
@@ -70,11 +70,17 @@ pub fn graph(cloud: &Cloud, metrics: &Arc<Metrics>, request_timeout: Duration) -
         client_id: "11111111-1111-1111-1111-111111111111".to_owned(),
         authority: cloud.authority(),
         graph: cloud.graph(),
-        credential: Credential {
-            certificate: credential("app.pem"),
-            private_key: Some(credential("app.key")),
-            password: None,
+        credential: ApplicationCredential::Certificate {
+            files: Credential {
+                certificate: credential("app.pem"),
+                private_key: Some(credential("app.key")),
+                password: None,
+            },
+            vault_password: None,
         },
+        next_credential: None,
+        send_certificate_chain: false,
+        continuous_access_evaluation: false,
         assertion: AssertionAlgorithm::Ps256,
         proxy: None,
         ca_file: None,

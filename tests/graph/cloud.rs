@@ -11,7 +11,7 @@ use graphpost::outcome::{Answer, Response};
 use graphpost::sandbox::{Cloud, Options, Rule};
 use serde_json::json;
 
-use crate::server::{CLIENT, credential_file, metrics, tenant};
+use crate::server::{CLIENT, certificate, credential_file, metrics, tenant};
 
 const MAILBOX: &str = "service@contoso.com";
 
@@ -186,8 +186,7 @@ async fn refused_credentials_say_what_to_mend() {
         it.clients = vec![CLIENT.to_owned()];
     });
     let stranger = token_error(&cloud, |it| {
-        it.credential.certificate = credential_file("other.pem");
-        it.credential.private_key = Some(credential_file("other.key"));
+        it.credential = certificate("other.pem", Some("other.key"));
     });
     let stranger = stranger.await;
     assert!(stranger.credential);

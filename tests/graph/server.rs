@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
-use graphpost::config::{AssertionAlgorithm, Credential, Tenant};
+use graphpost::config::{ApplicationCredential, AssertionAlgorithm, Credential, Tenant};
 use graphpost::metrics::Metrics;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
@@ -19,6 +19,18 @@ pub fn credential_file(name: &str) -> PathBuf {
         .join(name)
 }
 
+/// A credential of `tests/credentials`.
+pub fn certificate(certificate: &str, private_key: Option<&str>) -> ApplicationCredential {
+    ApplicationCredential::Certificate {
+        files: Credential {
+            certificate: credential_file(certificate),
+            private_key: private_key.map(credential_file),
+            password: None,
+        },
+        vault_password: None,
+    }
+}
+
 /// A tenant whose Entra ID and Graph are at these addresses.
 pub fn tenant(authority: &str, graph: &str) -> Tenant {
     Tenant {
@@ -26,11 +38,10 @@ pub fn tenant(authority: &str, graph: &str) -> Tenant {
         client_id: CLIENT.to_owned(),
         authority: authority.to_owned(),
         graph: graph.to_owned(),
-        credential: Credential {
-            certificate: credential_file("both.pem"),
-            private_key: None,
-            password: None,
-        },
+        credential: certificate("both.pem", None),
+        next_credential: None,
+        send_certificate_chain: false,
+        continuous_access_evaluation: false,
         assertion: AssertionAlgorithm::default(),
         proxy: None,
         ca_file: None,
