@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use crate::accounts::Accounts;
 use crate::admin::{self, Admin, Surface};
 use crate::config::{Auth, Config, TlsMode};
+use crate::convert::Wishes;
 use crate::delivery::{Control, Delivery, Settings};
 use crate::event;
 use crate::graph::client::Graph;
@@ -116,6 +117,7 @@ pub async fn start(config: Config) -> Result<Gateway, Error> {
         graph: outside.graph,
         delivery: config.delivery.clone(),
         postmaster,
+        wishes: Wishes::of(&config.tenant, &config.delivery),
     };
     let (delivery, control) = Delivery::new(spool.clone(), settings, Arc::clone(&metrics));
     let delivery_task = tokio::spawn(delivery.run(stop.clone()));

@@ -57,6 +57,8 @@ pub struct Settings {
     pub delivery: config::Delivery,
     /// Who tells senders of what failed.
     pub postmaster: Postmaster,
+    /// The form that messages are to have.
+    pub wishes: Wishes,
 }
 
 /// The delivery loop.
@@ -139,7 +141,7 @@ impl Delivery {
                         size,
                         self.spool.clone(),
                         self.settings.graph.clone(),
-                        Wishes::from(&self.settings.delivery),
+                        self.settings.wishes,
                         self.memory.clone(),
                         self.stop.clone(),
                     );

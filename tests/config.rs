@@ -117,6 +117,7 @@ fn every_value_arrives() {
     assert_eq!(config.tenant.authority, "http://127.0.0.1:8025");
     assert_eq!(config.tenant.graph, "http://[::1]:8025");
     assert_eq!(config.tenant.assertion, AssertionAlgorithm::Rs256);
+    assert!(config.tenant.large_messages);
     let password = config
         .tenant
         .credential
@@ -137,7 +138,7 @@ fn every_value_arrives() {
         Some(PathBuf::from("tests/config/valid/../app.pem"))
     );
     let erp = &config.senders[0];
-    assert_eq!((erp.name.as_str(), erp.line), ("erp", 41));
+    assert_eq!((erp.name.as_str(), erp.line), ("erp", 42));
     assert_eq!(erp.accounts, ["erp", "erp2"]);
     assert_eq!(erp.header_from, HeaderFrom::Keep);
     assert!(!erp.save_to_sent_items);

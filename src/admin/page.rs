@@ -333,6 +333,7 @@ mod tests {
             reason: Some(reason.to_owned()),
             request_id: None,
             changed: time("2026-11-24T09:00:00Z"),
+            draft: None,
         }
     }
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::{Error, Gateway, Outside, look_at_certificates};
 use crate::config::{Config, Environment};
+use crate::convert::Wishes;
 use crate::delivery::Settings;
 use crate::event;
 use crate::postmaster::Postmaster;
@@ -52,6 +53,7 @@ impl Gateway {
                     new.bounce.clone(),
                     self.config.smtp.hostname.clone(),
                 ),
+                wishes: Wishes::of(&new.tenant, &new.delivery),
             })
             .await;
         event::set_level(new.log.level);

@@ -8,9 +8,6 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use super::section::{Reader, Spot};
 use super::{Auth, Finding, Listener, Pattern, Place, SenderRule, Severity, TlsMode};
 
-/// Octets of a message that surely fit in one request to Graph: 4 MB of base64.
-pub(super) const LARGEST_SINGLE_REQUEST: u64 = 3 << 20;
-
 /// Who may connect where `networks` is not given.
 pub(super) fn loopback() -> Vec<IpNet> {
     ["127.0.0.0/8", "::1/128"]

@@ -15,8 +15,9 @@ use super::notices;
 use super::section::{Reader, Section, Spot};
 use super::value::{self, Problem};
 use super::{
-    Admin, AssertionAlgorithm, Auth, Config, Credential, Delivery, Environment, Files, Listener, Log,
-    LogFormat, Place, SenderRule, Smtp, Spool, Tenant, TlsMode, UnknownPolicy,
+    Admin, AssertionAlgorithm, Auth, Config, Credential, Delivery, Environment, Files, LARGEST_DRAFT,
+    LARGEST_SINGLE_REQUEST, Listener, Log, LogFormat, Place, SenderRule, Smtp, Spool, Tenant, TlsMode,
+    UnknownPolicy,
 };
 use crate::envelope::{Format, HeaderFrom};
 
@@ -210,7 +211,8 @@ fn root(reader: &Reader, document: &Document, path: &Path, directories: &Directo
         );
     }
 
-    let smtp = smtp(reader, root.section("smtp"));
+    let large_messages = tenant.as_ref().is_some_and(|it| it.large_messages);
+    let smtp = smtp(reader, root.section("smtp"), large_messages);
     let accounts_file = accounts(reader, root.section("accounts"), directories, &listeners);
     let spool = spool(reader, root.section("spool"), directories, &smtp);
     let delivery = delivery(reader, root.section("delivery"));
@@ -302,6 +304,7 @@ fn tenant(reader: &Reader, mut section: Section<'_>, directories: &Directories<'
     let ca_file = section
         .string("ca_file")
         .and_then(|it| existing(reader, &it, directories));
+    let large_messages = section.boolean("large_messages");
 
     const APP: &str = "Entra admin center > App registrations > your app > Overview";
     let id = section.require("id", id, "\"contoso.onmicrosoft.com\"", APP);
@@ -330,6 +333,7 @@ fn tenant(reader: &Reader, mut section: Section<'_>, directories: &Directories<'
         assertion: assertion.map(|it| it.value).unwrap_or_default(),
         proxy: proxy.map(|it| it.value),
         ca_file,
+        large_messages: large_messages.is_some_and(|it| it.value),
     })
 }
 
@@ -584,15 +588,20 @@ fn sender(mut section: Section<'_>, at: usize, line_starts: &[usize]) -> Written
 
 const SECOND: Duration = Duration::from_secs(1);
 
-fn smtp(reader: &Reader, mut section: Section<'_>) -> Smtp {
-    let default = Smtp::default();
+fn smtp(reader: &Reader, mut section: Section<'_>, large_messages: bool) -> Smtp {
+    let mut default = Smtp::default();
+    if large_messages {
+        default.max_message_size = LARGEST_DRAFT;
+    }
     let max_message_size = section.size("max_message_size", default.max_message_size, 1024);
-    if max_message_size.value > check::LARGEST_SINGLE_REQUEST {
+    if max_message_size.value > LARGEST_SINGLE_REQUEST && !large_messages {
         reader.warning(
             &max_message_size.place,
             format!("{} is more than Graph takes in one request", max_message_size.key),
-            "about 3 MB are usable",
-            "larger messages would be accepted and then fail".to_owned(),
+            "about 3.5 MB are usable",
+            "grant Mail.ReadWrite and set large_messages = true in [tenant], or larger messages are accepted and \
+             then fail"
+                .to_owned(),
         );
     }
     let smtp = Smtp {

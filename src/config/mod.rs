@@ -122,6 +122,9 @@ pub struct Tenant {
     pub proxy: Option<String>,
     /// More certificate authorities (PEM), for networks that inspect TLS.
     pub ca_file: Option<PathBuf>,
+    /// Whether messages that are too large for one request are sent as drafts with uploads: that the
+    /// application has Mail.ReadWrite.
+    pub large_messages: bool,
 }
 
 /// How the application proves itself to Entra ID.
@@ -330,6 +333,15 @@ pub enum Pattern {
     Null,
 }
 
+/// The largest message that fits into one request to Graph, in octets: 3.5 MB of a request, of which an
+/// attachment takes as much as it does in the message without its line breaks.
+pub const LARGEST_SINGLE_REQUEST: u64 = 3_550_000;
+
+/// The largest message by default where larger ones are sent as drafts: what Exchange Online takes
+/// unless an administrator changed it
+/// (<https://learn.microsoft.com/graph/api/attachment-createuploadsession>).
+pub const LARGEST_DRAFT: u64 = 35 << 20;
+
 /// What holds for all listeners.
 #[derive(Clone, Debug)]
 pub struct Smtp {
@@ -381,8 +393,7 @@ impl Default for Smtp {
         let minute = Duration::from_secs(60);
         Smtp {
             hostname: "localhost".to_owned(),
-            // Graph takes 4 MB in one request, and base64 makes four octets of three.
-            max_message_size: 3_000_000,
+            max_message_size: LARGEST_SINGLE_REQUEST,
             // What Exchange Online takes unless an administrator changed it.
             max_recipients: 500,
             max_connections: 1000,

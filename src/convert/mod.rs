@@ -79,8 +79,8 @@ impl fmt::Display for ConvertError {
         match self {
             ConvertError::TooLarge { request, limit } => write!(
                 f,
-                "the message is too large to be sent in one request to Microsoft Graph \
-                 (at least {request} octets; {limit} fit)"
+                "the message is too large for one request to Microsoft Graph (at least {request} octets; {limit} \
+                 fit); larger ones need Mail.ReadWrite and large_messages = true in [tenant]"
             ),
             ConvertError::AttachmentTooLarge { attachment, limit } => write!(
                 f,

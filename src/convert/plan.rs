@@ -78,11 +78,13 @@ impl Default for Wishes {
     }
 }
 
-impl From<&config::Delivery> for Wishes {
-    fn from(delivery: &config::Delivery) -> Wishes {
+impl Wishes {
+    /// What the configuration says.
+    pub fn of(tenant: &config::Tenant, delivery: &config::Delivery) -> Wishes {
         Wishes {
             format: delivery.format,
             keep_alternatives: delivery.keep_text_alternative,
+            large_messages: tenant.large_messages,
             ..Wishes::default()
         }
     }

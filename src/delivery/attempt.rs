@@ -13,6 +13,7 @@ use crate::convert::{self, ConvertError, Order, Wishes};
 use crate::event;
 use crate::graph::Request;
 use crate::graph::client::Graph;
+use crate::graph::draft::{DraftId, LeftOver};
 use crate::outcome::Answer;
 use crate::spool::{Entry, QueueId, Spool, SpoolError};
 
@@ -92,9 +93,7 @@ pub(super) async fn attempt(
     let prepared = start.elapsed();
     let asked = Instant::now();
     let result = match request {
-        Ok(request) => {
-            AttemptResult::Answered(graph.send_mail(&entry.submission.route.mailbox, request).await)
-        }
+        Ok(way) => AttemptResult::Answered(send(&entry, way, &spool, &graph).await),
         Err(result) => result,
     };
     Ended::Begun(Box::new(Begun {
@@ -106,7 +105,32 @@ pub(super) async fn attempt(
     }))
 }
 
-async fn convert(entry: Entry, content: Bytes, wishes: Wishes) -> (Entry, Result<Request, AttemptResult>) {
+async fn send(entry: &Entry, way: convert::Way, spool: &Spool, graph: &Graph) -> Answer {
+    let mailbox = &entry.submission.route.mailbox;
+    match way {
+        convert::Way::Request(request) => graph.send_mail(mailbox, request).await,
+        convert::Way::Draft(draft) => {
+            let noted = entry.draft.clone().map(DraftId);
+            let left_over = match &noted {
+                Some(draft) => LeftOver::Draft(draft),
+                // The attempt may have ended between making the draft and noting it.
+                None if entry.attempts > 1 => LeftOver::Perhaps,
+                None => LeftOver::Nothing,
+            };
+            let note = async |draft: &DraftId| {
+                let noted = spool.note_draft(entry.id, draft.0.clone()).await;
+                noted.map_err(|error| error.to_string())
+            };
+            graph.send_draft(mailbox, &draft, left_over, note).await
+        }
+    }
+}
+
+async fn convert(
+    entry: Entry,
+    content: Bytes,
+    wishes: Wishes,
+) -> (Entry, Result<convert::Way, AttemptResult>) {
     if content.len() < BLOCKING_OCTETS {
         let request = convert_now(&entry, &content, wishes);
         return (entry, request);
@@ -120,7 +144,7 @@ async fn convert(entry: Entry, content: Bytes, wishes: Wishes) -> (Entry, Result
     (Arc::unwrap_or_clone(entry), request)
 }
 
-fn convert_now(entry: &Entry, content: &Bytes, wishes: Wishes) -> Result<Request, AttemptResult> {
+fn convert_now(entry: &Entry, content: &Bytes, wishes: Wishes) -> Result<convert::Way, AttemptResult> {
     let order = Order {
         envelope: &entry.submission.envelope,
         route: &entry.submission.route,
@@ -131,10 +155,7 @@ fn convert_now(entry: &Entry, content: &Bytes, wishes: Wishes) -> Result<Request
     match catch_unwind(AssertUnwindSafe(|| convert::convert(content, &order))) {
         Ok(Ok(converted)) => {
             event::converted(&entry.id, &converted.form, &converted.reason);
-            match converted.way {
-                convert::Way::Request(request) => Ok(request),
-                convert::Way::Draft(_) => Err(AttemptResult::Defect("nothing asks for drafts".to_owned())),
-            }
+            Ok(converted.way)
         }
         Ok(Err(error)) => Err(AttemptResult::Unsendable(error)),
         Err(panic) => Err(AttemptResult::Defect(words(panic.as_ref()))),

@@ -416,8 +416,13 @@ pub fn not_permitted(denied: &crate::policy::Denied) -> Reply {
 
 /// Over the message size limit, with the limit named.
 pub fn too_large(smtp: &config::Smtp) -> Reply {
+    // Whoever reads this asks the administrator, who then knows what to look up.
+    let more = match smtp.max_message_size {
+        0..=config::LARGEST_SINGLE_REQUEST => " (large_messages in [tenant] allows more)",
+        _ => "",
+    };
     TOO_LARGE.with_text(format!(
-        "Message size exceeds fixed maximum message size of {} octets",
+        "Message size exceeds fixed maximum message size of {} octets{more}",
         smtp.max_message_size
     ))
 }

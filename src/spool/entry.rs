@@ -130,6 +130,9 @@ pub struct Entry {
     pub request_id: Option<String>,
     /// When the state last changed.
     pub changed: Timestamp,
+    /// The id in Exchange of the draft by which the last attempt sent it, if it made one.
+    #[serde(skip)]
+    pub draft: Option<String>,
 }
 
 /// What the delivery loop needs to know of a message before it takes it up.

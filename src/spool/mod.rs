@@ -284,6 +284,14 @@ impl Spool {
         }
     }
 
+    /// Records the draft that the attempt under way has made in the mailbox. Durable when it returns.
+    ///
+    /// # Errors
+    /// [`SpoolError::NotFound`] when no attempt was under way.
+    pub async fn note_draft(&self, id: QueueId, draft: String) -> Result<(), SpoolError> {
+        self.shared.change(Change::NoteDraft { id, draft }).await
+    }
+
     /// Records how an attempt ended. Durable when it returns. On a full disk it waits until there
     /// is room for the few octets it needs, since the outcome must not be lost.
     ///

@@ -20,8 +20,7 @@ pub struct Reader {
 }
 
 /// The columns that [`entry`] takes, in its order.
-const COLUMNS: &str =
-    "id, state, sender, mailbox, size, accepted, attempts, due, reason, request_id, changed, submission";
+const COLUMNS: &str = "id, state, sender, mailbox, size, accepted, attempts, due, reason, request_id, changed, submission, draft";
 
 impl Reader {
     /// Opens the queue of this directory to read, whether or not a gateway runs on it.
@@ -198,8 +197,8 @@ impl Reader {
                 it.query_row([id.0], |row| {
                     Ok(Found {
                         entry: entry(row)?,
-                        file: row.get(12)?,
-                        digest: row.get(13)?,
+                        file: row.get(13)?,
+                        digest: row.get(14)?,
                     })
                 })
                 .optional()
@@ -270,6 +269,7 @@ fn entry(row: &Row<'_>) -> rusqlite::Result<Entry> {
         request_id: row.get(9)?,
         changed: timestamp(10, row.get(10)?)?,
         submission: submission(11, row)?,
+        draft: row.get(12)?,
     })
 }
 

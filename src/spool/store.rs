@@ -37,6 +37,9 @@ CREATE TABLE content (
 ) STRICT;
 ";
 
+/// What makes version 2 of version 1: the draft by which a large message is being sent.
+pub(super) const SCHEMA_2: &str = "ALTER TABLE message ADD COLUMN draft TEXT;";
+
 /// How long a change waits for someone else's, such as an administrator's with the sqlite3 shell.
 pub(super) const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -59,6 +62,11 @@ pub(super) struct Acceptance {
 pub(super) enum Change {
     Accept(Box<Acceptance>),
     BeginAttempt(QueueId),
+    /// The attempt under way has made this draft.
+    NoteDraft {
+        id: QueueId,
+        draft: String,
+    },
     Settle {
         id: QueueId,
         settlement: Settlement,
@@ -96,6 +104,7 @@ pub(super) fn apply(
     match change {
         Change::Accept(acceptance) => accept(tx, acceptance, now).map(Ok),
         Change::BeginAttempt(id) => begin_attempt(tx, *id, now),
+        Change::NoteDraft { id, draft } => note_draft(tx, *id, draft),
         Change::Settle {
             id,
             settlement,
@@ -160,6 +169,20 @@ fn begin_attempt(
         "UPDATE message SET state = 'sending', attempts = attempts + 1, due = NULL, changed = ?2 WHERE id = ?1",
     )?
     .execute(params![id.0, now.as_millisecond()])?;
+    Ok(Ok(row.moved(Some(State::Sending))))
+}
+
+fn note_draft(
+    tx: &Transaction<'_>,
+    id: QueueId,
+    draft: &str,
+) -> rusqlite::Result<Result<Effect, SpoolError>> {
+    let row = match find(tx, id)? {
+        Some(row) if row.state == State::Sending => row,
+        _ => return Ok(Err(SpoolError::NotFound(id))),
+    };
+    tx.prepare_cached("UPDATE message SET draft = ?2 WHERE id = ?1")?
+        .execute(params![id.0, draft])?;
     Ok(Ok(row.moved(Some(State::Sending))))
 }
 

@@ -1,5 +1,6 @@
 //! What an operator must mend is held, and goes out once it is mended.
 
+use graphpost::convert::Wishes;
 use graphpost::delivery::Settings;
 use graphpost::sandbox::{Cloud, Limits, MAIL_SEND, Options, Rule};
 use graphpost::spool::{Action, State};
@@ -45,6 +46,7 @@ async fn a_bad_credential_holds_all_and_fails_nothing() {
             graph: graph(&rig.cloud, &rig.metrics, rig.settings.request_timeout),
             delivery: rig.settings.clone(),
             postmaster: postmaster(&rig.spool),
+            wishes: Wishes::default(),
         })
         .await;
     rig.delivered(10).await;

@@ -4,6 +4,7 @@
 
 mod bounces;
 mod holds;
+mod large;
 mod outcomes;
 mod pace;
 mod rig;

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use graphpost::address::Address;
 use graphpost::config::{self, ApplicationCredential, AssertionAlgorithm, Credential, Tenant};
+use graphpost::convert::Wishes;
 use graphpost::delivery::{Control, Delivery, Settings};
 use graphpost::envelope::{Envelope, HeaderFrom, Origin, ReversePath, Route};
 use graphpost::graph::client::Graph;
@@ -84,6 +85,7 @@ pub fn graph(cloud: &Cloud, metrics: &Arc<Metrics>, request_timeout: Duration) -
         assertion: AssertionAlgorithm::Ps256,
         proxy: None,
         ca_file: None,
+        large_messages: false,
     };
     let tokens = Tokens::new(&tenant, Arc::clone(metrics)).unwrap();
     Graph::new(&tenant, request_timeout, tokens, Arc::clone(metrics)).unwrap()
@@ -109,6 +111,16 @@ impl Rig {
 
     /// Over a queue that may already have something in it.
     pub async fn over(directory: TempDir, settings: config::Delivery, cloud: Cloud) -> Rig {
+        Rig::wishing(Wishes::default(), directory, settings, cloud).await
+    }
+
+    /// With wishes for the form of messages.
+    pub async fn wishing(
+        wishes: Wishes,
+        directory: TempDir,
+        settings: config::Delivery,
+        cloud: Cloud,
+    ) -> Rig {
         let metrics = Arc::new(Metrics::new());
         let spool_settings = config::Spool {
             directory: directory.path().to_owned(),
@@ -122,6 +134,7 @@ impl Rig {
             graph: graph(&cloud, &metrics, settings.request_timeout),
             delivery: settings.clone(),
             postmaster: postmaster(&spool),
+            wishes,
         };
         let (delivery, control) = Delivery::new(spool.clone(), loop_settings, Arc::clone(&metrics));
         let stop = CancellationToken::new();
@@ -190,7 +203,7 @@ impl Rig {
     }
 }
 
-fn submission(mailbox: &str, subject: &str) -> Submission {
+pub fn submission(mailbox: &str, subject: &str) -> Submission {
     Submission {
         envelope: Envelope {
             reverse_path: ReversePath(Some(Address::parse("erp@contoso.com").unwrap())),

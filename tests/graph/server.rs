@@ -45,6 +45,7 @@ pub fn tenant(authority: &str, graph: &str) -> Tenant {
         assertion: AssertionAlgorithm::default(),
         proxy: None,
         ca_file: None,
+        large_messages: false,
     }
 }
 

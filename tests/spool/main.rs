@@ -9,3 +9,4 @@ mod life;
 mod model;
 mod recovery;
 mod tidy;
+mod version;
