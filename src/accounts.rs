@@ -1,21 +1,25 @@
-//! SMTP accounts: argon2id hashes, and a cache of verified logins.
+//! SMTP accounts: hashes of their passwords, and a cache of verified logins.
 //!
 //! A password check costs memory and tens of milliseconds, on purpose. It runs on a blocking thread,
 //! a few at a time, so that a flood of logins can neither stall the listener nor fill the memory. A
 //! printer that logs in for every page pays once: what was verified is remembered as a keyed hash.
 
 mod file;
+mod verifier;
 
 use std::collections::{HashMap, HashSet, VecDeque};
+use std::net::IpAddr;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use argon2::{Argon2, Params, PasswordHash, PasswordVerifier};
 use aws_lc_rs::hmac;
+use ipnet::IpNet;
 use tokio::sync::Semaphore;
 use zeroize::Zeroizing;
 
-pub use file::{AccountsError, Added, Fault, add, list, remove};
+use verifier::Verifier;
+
+pub use file::{Account, AccountsError, Added, Fault, add, add_account, list, remove};
 
 /// Verified logins remembered; the oldest makes room.
 const MAX_REMEMBERED: usize = 1024;
@@ -30,11 +34,23 @@ pub struct Accounts(Arc<Inner>);
 
 struct Inner {
     /// By name in lower case.
-    hashes: HashMap<String, PasswordHash>,
+    known: HashMap<String, Known>,
     /// What the password of an unknown account is checked against, so that it takes as long.
-    decoy: PasswordHash,
+    decoy: Verifier,
     checks: Arc<Semaphore>,
     verified: Verified,
+}
+
+struct Known {
+    verifier: Verifier,
+    /// Where it may be used from; empty is anywhere.
+    networks: Vec<IpNet>,
+}
+
+impl Known {
+    fn permits(&self, client: IpAddr) -> bool {
+        self.networks.is_empty() || self.networks.iter().any(|it| it.contains(&client))
+    }
 }
 
 /// What came of a login.
@@ -55,19 +71,30 @@ impl Accounts {
     /// Every line that is wrong, by its number. Nothing of such a file is used.
     pub fn load(path: &Path) -> Result<Accounts, AccountsError> {
         let text = file::read(path)?;
-        let hashes = file::parse(path, &text)?
-            .into_iter()
-            .map(|it| (it.name, it.hash))
-            .collect();
-        Ok(Accounts::new(hashes))
+        let entries = file::parse(path, &text)?.into_iter();
+        Ok(Accounts::new(
+            entries
+                .map(|it| {
+                    (
+                        it.name,
+                        Known {
+                            verifier: it.verifier,
+                            networks: it.networks,
+                        },
+                    )
+                })
+                .collect(),
+        ))
     }
 
-    fn new(hashes: HashMap<String, PasswordHash>) -> Accounts {
+    fn new(known: HashMap<String, Known>) -> Accounts {
         let mut key = Zeroizing::new([0; 32]);
         random(&mut *key);
+        let dearest = known.values().map(|it| &it.verifier).max_by_key(|it| it.cost());
         Accounts(Arc::new(Inner {
-            decoy: decoy(hashes.values()),
-            hashes,
+            // Whatever it says, an unknown account is refused.
+            decoy: dearest.cloned().unwrap_or_else(Verifier::decoy),
+            known,
             checks: Arc::new(Semaphore::new(MAX_CHECKS)),
             verified: Verified {
                 key: hmac::Key::new(hmac::HMAC_SHA256, &*key),
@@ -78,33 +105,41 @@ impl Accounts {
 
     /// How many accounts there are.
     pub fn len(&self) -> usize {
-        self.0.hashes.len()
+        self.0.known.len()
     }
 
     /// Whether there is no account at all.
     pub fn is_empty(&self) -> bool {
-        self.0.hashes.is_empty()
+        self.0.known.is_empty()
     }
 
-    /// Checks a password. A wrong one takes as long for an unknown account as for a known one.
-    pub async fn verify(&self, account: &str, password: Zeroizing<Vec<u8>>) -> Login {
+    /// Whether CRAM-MD5 can succeed for any account.
+    pub fn has_recoverable(&self) -> bool {
+        let mut known = self.0.known.values();
+        known.any(|it| matches!(it.verifier, Verifier::Recoverable(_)))
+    }
+
+    /// Checks a password. A wrong one takes as long for an unknown account as for a known one, and so
+    /// does a right one from where the account may not be used.
+    pub async fn verify(&self, account: &str, password: Zeroizing<Vec<u8>>, client: IpAddr) -> Login {
         let account = account.to_lowercase();
+        let known = self.0.known.get(&account);
+        let permitted = known.is_some_and(|it| it.permits(client));
         let tag = self.0.verified.tag(&account, &password);
-        if self.0.verified.contains(&tag) {
+        if permitted && self.0.verified.contains(&tag) {
             return Login::Accepted(account);
         }
-        let known = self.0.hashes.get(&account);
-        let hash = known.unwrap_or(&self.0.decoy).clone();
+        let verifier = known.map_or(&self.0.decoy, |it| &it.verifier).clone();
         let Ok(permit) = Arc::clone(&self.0.checks).acquire_owned().await else {
             return Login::Unavailable;
         };
         // The permit goes along: the check goes on when the client has hung up and nobody waits.
         let check = tokio::task::spawn_blocking(move || {
             let _permit = permit;
-            Argon2::default().verify_password(&password, &hash).is_ok()
+            verifier.verify(&password)
         });
         match check.await {
-            Ok(true) if known.is_some() => {
+            Ok(true) if permitted => {
                 self.0.verified.insert(tag);
                 Login::Accepted(account)
             }
@@ -112,23 +147,19 @@ impl Accounts {
             Err(_) => Login::Unavailable,
         }
     }
-}
 
-/// A hash that no password fits, and that costs as much as the dearest of the real ones.
-fn decoy<'a>(hashes: impl Iterator<Item = &'a PasswordHash>) -> PasswordHash {
-    let cost = |hash: &PasswordHash| {
-        Params::try_from(hash).map_or(0, |it| u64::from(it.m_cost()) * u64::from(it.t_cost()))
-    };
-    let mut decoy = hashes.max_by_key(|it| cost(it)).cloned().unwrap_or_else(|| {
-        PasswordHash::new(
-            "$argon2id$v=19$m=19456,t=2,p=1$AAAAAAAAAAAAAAAAAAAAAA$AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA",
-        )
-        .expect("a constant that a test reads")
-    });
-    let mut output = [0; 32];
-    random(&mut output);
-    decoy.hash = argon2::password_hash::phc::Output::new(&output).ok();
-    decoy
+    /// Checks the response to a CRAM-MD5 challenge (RFC 2195). Only an account whose password is
+    /// recoverable can be right.
+    pub fn verify_cram_md5(&self, account: &str, challenge: &[u8], digest: &[u8], client: IpAddr) -> Login {
+        let account = account.to_lowercase();
+        let known = self.0.known.get(&account);
+        let verifier = known.map_or(&self.0.decoy, |it| &it.verifier);
+        let right = verifier.verify_cram_md5(challenge, digest);
+        match known {
+            Some(known) if right && known.permits(client) => Login::Accepted(account),
+            _ => Login::Refused,
+        }
+    }
 }
 
 fn random(octets: &mut [u8]) {
@@ -186,25 +217,84 @@ impl Verified {
 mod tests {
     use super::*;
 
+    const CLIENT: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 1, 2, 3));
+
     /// A cheap hash, so that the tests are not slow; the real cost is argon2's default.
-    fn hash(password: &[u8]) -> PasswordHash {
-        use argon2::PasswordHasher;
+    fn hash(password: &[u8]) -> String {
+        use argon2::{Argon2, Params, PasswordHash, PasswordHasher};
         let params = Params::new(64, 1, 1, None).expect("parameters");
-        Argon2::from(params).hash_password(password).expect("a hash")
+        let hash: PasswordHash = Argon2::from(params).hash_password(password).expect("a hash");
+        hash.to_string()
     }
 
     fn accounts(of: &[(&str, &str)]) -> Accounts {
-        Accounts::new(
-            of.iter()
-                .map(|(name, password)| (name.to_string(), hash(password.as_bytes())))
-                .collect(),
-        )
+        let known = of.iter().map(|(name, password)| {
+            let verifier = Verifier::parse(&hash(password.as_bytes())).expect("a hash");
+            (
+                name.to_string(),
+                Known {
+                    verifier,
+                    networks: vec![],
+                },
+            )
+        });
+        Accounts::new(known.collect())
     }
 
     async fn login(accounts: &Accounts, account: &str, password: &str) -> Login {
         accounts
-            .verify(account, password.as_bytes().to_vec().into())
+            .verify(account, password.as_bytes().to_vec().into(), CLIENT)
             .await
+    }
+
+    #[tokio::test]
+    async fn an_account_may_be_bound_to_networks() {
+        let verifier = Verifier::parse(&hash(b"secret")).expect("a hash");
+        let networks = vec!["10.1.0.0/16".parse().expect("a network")];
+        let accounts = Accounts::new(HashMap::from([("fax".to_owned(), Known { verifier, networks })]));
+        let elsewhere = "10.2.0.1".parse().expect("an address");
+        for _ in 0..2 {
+            assert_eq!(
+                login(&accounts, "fax", "secret").await,
+                Login::Accepted("fax".into())
+            );
+            // Also where the login is remembered.
+            let password = b"secret".to_vec().into();
+            assert_eq!(accounts.verify("fax", password, elsewhere).await, Login::Refused);
+        }
+    }
+
+    #[tokio::test]
+    async fn cram_md5_is_for_accounts_with_a_recoverable_password() {
+        let fax = Known {
+            verifier: Verifier::parse(&verifier::recoverable(b"tanstaaftanstaaf")).expect("recoverable"),
+            networks: vec!["10.1.0.0/16".parse().expect("a network")],
+        };
+        let accounts = Accounts::new(HashMap::from([("tim".to_owned(), fax)]));
+        assert!(accounts.has_recoverable());
+        let challenge = b"<1896.697170952@postoffice.reston.mci.net>";
+        let digest = b"\xb9\x13\xa6\x02\xc7\xed\xa7\xa4\x95\xb4\xe6\xe7\x33\x4d\x38\x90";
+        let elsewhere = "10.2.0.1".parse().expect("an address");
+        for (account, client, want) in [
+            ("Tim", CLIENT, Login::Accepted("tim".into())),
+            ("tim", elsewhere, Login::Refused),
+            // The decoy is a copy of a real account; it lets nobody in all the same.
+            ("nobody", CLIENT, Login::Refused),
+        ] {
+            assert_eq!(
+                accounts.verify_cram_md5(account, challenge, digest, client),
+                want,
+                "{account}"
+            );
+        }
+        assert_eq!(
+            login(&accounts, "tim", "tanstaaftanstaaf").await,
+            Login::Accepted("tim".into())
+        );
+        assert_eq!(
+            login(&accounts, "nobody", "tanstaaftanstaaf").await,
+            Login::Refused
+        );
     }
 
     #[tokio::test]
@@ -272,18 +362,16 @@ mod tests {
 
     #[test]
     fn the_decoy_costs_as_much_as_the_dearest_account() {
-        let dear = PasswordHash::new(
-            "$argon2id$v=19$m=4096,t=3,p=1$c2FsdHNhbHQ$AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA",
-        )
-        .expect("a hash");
-        let decoy_of = decoy([&hash(b"x"), &dear].into_iter());
-        assert_eq!(decoy_of.params, dear.params);
-        assert_ne!(decoy_of.hash, dear.hash);
-        assert_eq!(
-            Params::try_from(&decoy([].into_iter()))
-                .expect("parameters")
-                .m_cost(),
-            Params::DEFAULT_M_COST
-        );
+        let dear = "$argon2id$v=19$m=4096,t=3,p=1$c2FsdHNhbHQ$AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA";
+        let known = |text: &str| Known {
+            verifier: Verifier::parse(text).expect("a hash"),
+            networks: vec![],
+        };
+        let accounts = Accounts::new(HashMap::from([
+            ("a".into(), known(&hash(b"x"))),
+            ("b".into(), known(dear)),
+        ]));
+        assert_eq!(accounts.0.decoy.cost(), 4096 * 3 / 2);
+        assert_eq!(Accounts::new(HashMap::new()).0.decoy.cost(), 19456);
     }
 }

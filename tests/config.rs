@@ -133,6 +133,7 @@ fn every_value_arrives() {
     assert_eq!(config.listeners[1].auth, Auth::Required);
     assert!(config.listeners[1].plaintext_auth.is_empty());
     assert_eq!(config.listeners[2].plaintext_auth.len(), 2);
+    assert!(config.listeners[2].cram_md5 && !config.listeners[1].cram_md5);
     assert_eq!(
         config.accounts_file,
         Some(PathBuf::from("tests/config/valid/../app.pem"))
@@ -152,6 +153,20 @@ fn every_value_arrives() {
     assert_eq!(config.smtp.hostname, "relay.contoso.local");
     assert_eq!(config.smtp.max_message_size, 2900 * 1024);
     assert_eq!(config.smtp.data_timeout, Duration::from_secs(90));
+    assert_eq!(config.smtp.max_connections_per_network, 20);
+    assert_eq!(
+        (
+            config.smtp.max_messages_per_minute,
+            config.smtp.max_recipients_per_minute
+        ),
+        (0, 100)
+    );
+    assert_eq!(
+        (config.smtp.auth_failure_delay, config.smtp.lockout_after),
+        (Duration::ZERO, 0)
+    );
+    assert_eq!(config.smtp.lockout_time, Duration::from_secs(3600));
+    assert_eq!(config.smtp.min_data_rate, 1000);
     assert_eq!(config.spool.directory, Path::new("tests/config/valid/spool"));
     assert_eq!(config.spool.file_threshold, 65_536);
     assert_eq!(config.spool.keep_failed, Duration::from_secs(14 * 86_400));

@@ -1,21 +1,20 @@
-//! The users file: one account a line, `name:hash`, with the hash in argon2's own notation
-//! (`$argon2id$v=19$m=19456,t=2,p=1$salt$hash`). Empty lines and lines that begin with `#` are
-//! comments.
+//! The users file: one account a line, `name:hash` or `name:hash:networks`. The hash is argon2's own
+//! notation (`$argon2id$v=19$m=19456,t=2,p=1$salt$hash`), or bcrypt's as `htpasswd -B` writes it, or
+//! `{cram-md5}` and the password in base64. The networks, separated by commas, are those that the
+//! account may be used from. Empty lines and lines that begin with `#` are comments.
 
 use std::collections::HashMap;
 use std::fmt;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
+use std::net::IpAddr;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
 
-use argon2::{Argon2, Params, PasswordHash, PasswordHasher};
+use argon2::{Argon2, PasswordHash, PasswordHasher};
+use ipnet::IpNet;
 
-/// Where argon2 would take more memory than this for one check, the hash is refused: in KiB.
-const MAX_MEMORY_KIB: u32 = 1024 * 1024;
-
-/// Where argon2 would pass over that memory more often, the hash is refused.
-const MAX_PASSES: u32 = 64;
+use super::verifier::{self, Verifier};
 
 /// The longest account name, in octets.
 const MAX_NAME_OCTETS: usize = 256;
@@ -25,7 +24,9 @@ const MAX_NAME_OCTETS: usize = 256;
 pub(super) struct Entry {
     /// In lower case.
     pub(super) name: String,
-    pub(super) hash: PasswordHash,
+    pub(super) verifier: Verifier,
+    /// Where it may be used from; empty is anywhere.
+    pub(super) networks: Vec<IpNet>,
     /// Counted from 1.
     line: usize,
 }
@@ -63,8 +64,10 @@ pub enum Fault {
     NoColon,
     /// No name before the colon, or one that is too long or has characters that cannot be in it.
     Name,
-    /// The hash is not argon2's notation.
+    /// The hash is none.
     Hash,
+    /// After the hash there is something that is no network.
+    Network(String),
     /// The hash is of another kind.
     Algorithm(String),
     /// The hash asks for more memory or time than a check may take.
@@ -82,17 +85,22 @@ impl fmt::Display for Fault {
                 "an account name has 1 to {MAX_NAME_OCTETS} octets, no colon or control character, \
                  no blank at either end, and no '#' at its beginning"
             ),
-            Fault::Hash => f.write_str("expected a hash like '$argon2id$v=19$m=19456,t=2,p=1$…'"),
+            Fault::Hash => f.write_str(
+                "expected a hash like '$argon2id$v=19$m=19456,t=2,p=1$…' or, of bcrypt, '$2y$10$…'",
+            ),
+            Fault::Network(text) => {
+                write!(
+                    f,
+                    "'{text}' is no network; expected networks like 10.1.0.0/16, separated by commas"
+                )
+            }
             Fault::Algorithm(name) => {
                 write!(
                     f,
-                    "the hash is {name}, expected argon2id; set it anew with 'graphpost user add'"
+                    "the hash is {name}, expected argon2id or bcrypt; set it anew with 'graphpost user add'"
                 )
             }
-            Fault::Cost => write!(
-                f,
-                "the hash asks for more than {MAX_MEMORY_KIB} KiB of memory or {MAX_PASSES} passes"
-            ),
+            Fault::Cost => f.write_str("the hash asks for more memory or time than a login may take"),
             Fault::Twice(line) => write!(f, "the account is already on line {line}"),
         }
     }
@@ -170,11 +178,14 @@ fn entry(line: usize, content: &str) -> Result<Option<Entry>, Fault> {
     if content.is_empty() || content.starts_with('#') {
         return Ok(None);
     }
-    let (name, hash) = content.split_once(':').ok_or(Fault::NoColon)?;
+    let (name, rest) = content.split_once(':').ok_or(Fault::NoColon)?;
     check_name(name)?;
+    // No hash has a colon. An IPv6 network has some.
+    let (hash, allowed) = rest.split_once(':').unwrap_or((rest, ""));
     Ok(Some(Entry {
         name: name.to_lowercase(),
-        hash: check_hash(hash)?,
+        verifier: Verifier::parse(hash)?,
+        networks: networks(allowed)?,
         line,
     }))
 }
@@ -188,19 +199,15 @@ fn check_name(name: &str) -> Result<(), Fault> {
     if good { Ok(()) } else { Err(Fault::Name) }
 }
 
-fn check_hash(text: &str) -> Result<PasswordHash, Fault> {
-    let hash = PasswordHash::new(text).map_err(|_| Fault::Hash)?;
-    if hash.algorithm != argon2::ARGON2ID_IDENT {
-        return Err(Fault::Algorithm(hash.algorithm.as_str().to_owned()));
-    }
-    if hash.salt.is_none() || hash.hash.is_none() {
-        return Err(Fault::Hash);
-    }
-    let params = Params::try_from(&hash).map_err(|_| Fault::Hash)?;
-    if params.m_cost() > MAX_MEMORY_KIB || params.t_cost() > MAX_PASSES {
-        return Err(Fault::Cost);
-    }
-    Ok(hash)
+fn networks(text: &str) -> Result<Vec<IpNet>, Fault> {
+    text.split(',')
+        .map(str::trim)
+        .filter(|it| !it.is_empty())
+        .map(|it| {
+            let network = it.parse().or_else(|_| it.parse::<IpAddr>().map(IpNet::from));
+            network.map_err(|_| Fault::Network(it.chars().take(50).collect()))
+        })
+        .collect()
 }
 
 /// The names of all accounts, in the order of the file. Blocking.
@@ -211,28 +218,77 @@ pub fn list(path: &Path) -> Result<Vec<String>, AccountsError> {
     Ok(parse(path, &read(path)?)?.into_iter().map(|it| it.name).collect())
 }
 
-/// Adds an account, or gives one another password; makes the file if there is none. Comments and
-/// order are kept. Blocking.
+/// An account to be written.
+#[derive(Clone, Copy)]
+pub struct Account<'a> {
+    /// Its name; case does not matter.
+    pub name: &'a str,
+    /// Its password.
+    pub password: &'a [u8],
+    /// Keep the password itself rather than a hash: CRAM-MD5 needs it. Whoever reads the file has it.
+    pub recoverable: bool,
+    /// Where it may be used from; none leaves that as it is, which for a new account is anywhere.
+    pub networks: Option<&'a [IpNet]>,
+}
+
+/// Adds an account with a hash, or gives one another password; makes the file if there is none.
+/// Blocking.
+///
+/// # Errors
+/// As [`add_account`].
+pub fn add(path: &Path, name: &str, password: &[u8]) -> Result<Added, AccountsError> {
+    let account = Account {
+        name,
+        password,
+        recoverable: false,
+        networks: None,
+    };
+    add_account(path, &account)
+}
+
+/// Adds an account, or replaces it; makes the file if there is none. Comments and order are kept.
+/// Blocking.
 ///
 /// # Errors
 /// Where the file cannot be read, understood or written. It is then as it was.
-pub fn add(path: &Path, name: &str, password: &[u8]) -> Result<Added, AccountsError> {
+pub fn add_account(path: &Path, account: &Account<'_>) -> Result<Added, AccountsError> {
+    let Account {
+        name,
+        password,
+        recoverable,
+        networks,
+    } = *account;
     check_name(name).map_err(AccountsError::Name)?;
     if password.is_empty() {
         return Err(AccountsError::Password);
     }
-    let hash: PasswordHash = Argon2::default()
-        .hash_password(password)
-        .map_err(|_| AccountsError::Password)?;
-    let account = format!("{name}:{hash}");
+    let secret = if recoverable {
+        verifier::recoverable(password)
+    } else {
+        let hash: PasswordHash = Argon2::default()
+            .hash_password(password)
+            .map_err(|_| AccountsError::Password)?;
+        hash.to_string()
+    };
     edit(path, |entries, lines| {
-        match entries.iter().find(|it| it.name == name.to_lowercase()) {
+        let before = entries.iter().find(|it| it.name == name.to_lowercase());
+        let networks = networks
+            .or(before.map(|it| it.networks.as_slice()))
+            .unwrap_or_default();
+        let networks: Vec<String> = networks.iter().map(ToString::to_string).collect();
+        let end = if networks.is_empty() {
+            String::new()
+        } else {
+            format!(":{}", networks.join(","))
+        };
+        let line = format!("{name}:{secret}{end}");
+        match before {
             Some(entry) => {
-                lines[entry.line - 1] = account;
+                lines[entry.line - 1] = line;
                 Added::PasswordChanged
             }
             None => {
-                lines.push(account);
+                lines.push(line);
                 Added::New
             }
         }
@@ -346,6 +402,10 @@ mod tests {
             format!("f :{HASH}"),
             format!("g:{}", HASH.rsplit_once('$').expect("a hash").0),
             format!("  h:{HASH}\r"),
+            format!("i:{HASH}:10.0.0.0/8, fd00::/8,192.168.1.7"),
+            format!("j:{HASH}:10.0.0.0/33"),
+            "k:{cram-md5}c2VjcmV0".to_owned(),
+            "l:{cram-md5}".to_owned(),
         ]
         .join("\n");
         assert_eq!(
@@ -361,6 +421,8 @@ mod tests {
                 (11, Fault::Twice(2)),
                 (12, Fault::Name),
                 (13, Fault::Hash),
+                (16, Fault::Network("10.0.0.0/33".into())),
+                (18, Fault::Hash),
             ]
         );
         let error = parse(Path::new("users"), &text).expect_err("refused").to_string();
@@ -395,6 +457,39 @@ mod tests {
         assert_eq!(list(&path).expect("a list"), ["scanner1"]);
         let left: Vec<_> = fs::read_dir(&directory).expect("a directory").collect();
         assert_eq!(left.len(), 1, "{left:?}");
+    }
+
+    #[test]
+    fn networks_stay_when_the_password_changes() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("users");
+        let networks: Vec<IpNet> = ["10.0.0.0/8", "fd00::/8"]
+            .map(|it| it.parse().expect("a network"))
+            .to_vec();
+        let account = Account {
+            name: "fax",
+            password: b"one",
+            recoverable: true,
+            networks: Some(&networks),
+        };
+        add_account(&path, &account).expect("added");
+        assert_eq!(
+            read(&path).expect("text"),
+            "fax:{cram-md5}b25l:10.0.0.0/8,fd00::/8\n"
+        );
+        add(&path, "Fax", b"two").expect("changed");
+        let entries = parse(&path, &read(&path).expect("text")).expect("entries");
+        assert_eq!(entries[0].networks, networks);
+        assert!(matches!(entries[0].verifier, Verifier::Argon2id(_)));
+        add_account(
+            &path,
+            &Account {
+                networks: Some(&[]),
+                ..account
+            },
+        )
+        .expect("changed");
+        assert_eq!(read(&path).expect("text"), "fax:{cram-md5}b25l\n");
     }
 
     #[test]

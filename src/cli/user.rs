@@ -7,7 +7,7 @@ use clap::{Args, Subcommand};
 
 use super::terminal::{password, printable};
 use super::{ConfigFile, Failure};
-use crate::accounts::{self, AccountsError, Added};
+use crate::accounts::{self, Account, AccountsError, Added};
 
 /// Add, list and remove the accounts that clients log in with
 ///
@@ -33,6 +33,12 @@ enum Verb {
         /// Read the password from the first line of this file, instead of asking
         #[arg(long, value_name = "FILE")]
         password_file: Option<PathBuf>,
+        /// Where it may be used from, such as 10.1.0.0/16; may be given more than once
+        #[arg(long, value_name = "NETWORK")]
+        network: Vec<ipnet::IpNet>,
+        /// Keep the password itself, for a device that can log in only with CRAM-MD5
+        #[arg(long)]
+        cram_md5: bool,
         #[command(flatten)]
         file: AccountsFile,
     },
@@ -84,12 +90,20 @@ impl User {
             Verb::Add {
                 name,
                 password_file,
+                network,
+                cram_md5,
                 file,
             } => {
                 let path = file.path()?;
                 let prompt = format!("Password for {}: ", printable(&name));
                 let password = password(password_file.as_deref(), &prompt, true)?;
-                let added = accounts::add(&path, &name, password.as_bytes()).map_err(failed)?;
+                let account = Account {
+                    name: &name,
+                    password: password.as_bytes(),
+                    recoverable: cram_md5,
+                    networks: (!network.is_empty()).then_some(network.as_slice()),
+                };
+                let added = accounts::add_account(&path, &account).map_err(failed)?;
                 let done = match added {
                     Added::New => "added to",
                     Added::PasswordChanged => "has a new password in",

@@ -491,6 +491,7 @@ fn listener(reader: &Reader, mut section: Section<'_>, directories: &Directories
         ],
     );
     let plaintext_auth = section.list_or_none("plaintext_auth", value::network);
+    let cram_md5 = section.boolean("cram_md5").is_some_and(|it| it.value);
 
     let values = |it: &Spot<Vec<Spot<ipnet::IpNet>>>| it.value.iter().map(|it| it.value).collect::<Vec<_>>();
     let listener = address.as_ref().map(|address| Listener {
@@ -502,6 +503,7 @@ fn listener(reader: &Reader, mut section: Section<'_>, directories: &Directories
         certificate: credential,
         networks: networks.as_ref().map_or_else(check::loopback, values),
         auth: auth.as_ref().map(|it| it.value).unwrap_or_default(),
+        cram_md5,
         plaintext_auth: plaintext_auth.as_ref().map_or_else(check::loopback, values),
     });
     let written = WrittenListener {

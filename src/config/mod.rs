@@ -267,6 +267,8 @@ pub struct Listener {
     pub networks: Vec<IpNet>,
     /// Whether clients log in.
     pub auth: Auth,
+    /// Whether CRAM-MD5 is offered, once an account has a recoverable password.
+    pub cram_md5: bool,
     /// Who may send a password without TLS.
     pub plaintext_auth: Vec<IpNet>,
 }

@@ -1,11 +1,12 @@
-//! The SASL exchanges PLAIN (RFC 4616) and LOGIN (an old draft, and the commoner of the two), in
-//! all the spellings that clients use.
+//! The SASL exchanges PLAIN (RFC 4616), LOGIN (an old draft, and the commoner of the two) and CRAM-MD5
+//! (RFC 2195), in all the spellings that clients use.
 
 use std::fmt;
 
 use base64::Engine as _;
 use base64::alphabet;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
+use base64::prelude::BASE64_STANDARD;
 use zeroize::Zeroizing;
 
 use crate::smtp::command::Sasl;
@@ -21,23 +22,40 @@ pub enum Mechanism {
     Plain,
     /// Account, then password.
     Login,
+    /// A digest of a challenge under the password.
+    CramMd5,
 }
 
-/// An account name and the password for it.
-#[derive(Clone, PartialEq, Eq)]
+/// An account name and what proves that the client may use it.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Credentials {
     /// As the client wrote it.
     pub account: String,
-    /// Octets, for nobody says in which charset a device sends it.
-    pub password: Zeroizing<Vec<u8>>,
+    /// What proves it.
+    pub proof: Proof,
 }
 
-/// Blind for the password.
-impl fmt::Debug for Credentials {
+/// What proves that a client may use an account.
+#[derive(Clone, PartialEq, Eq)]
+pub enum Proof {
+    /// The password: octets, for nobody says in which charset a device sends it.
+    Password(Zeroizing<Vec<u8>>),
+    /// The digest of a challenge under the password.
+    CramMd5 {
+        /// What was asked.
+        challenge: String,
+        /// The answer.
+        digest: Vec<u8>,
+    },
+}
+
+/// Blind.
+impl fmt::Debug for Proof {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Credentials")
-            .field("account", &self.account)
-            .finish_non_exhaustive()
+        f.write_str(match self {
+            Proof::Password(_) => "Password(..)",
+            Proof::CramMd5 { .. } => "CramMd5(..)",
+        })
     }
 }
 
@@ -53,6 +71,11 @@ pub enum Exchange {
         /// The account name.
         account: String,
     },
+    /// The digest of CRAM-MD5.
+    CramMd5 {
+        /// What it must be a digest of.
+        challenge: String,
+    },
 }
 
 /// What to do next in an exchange.
@@ -65,18 +88,33 @@ pub enum Step {
 }
 
 impl Exchange {
-    /// Begins an exchange (`AUTH mechanism initial-response`).
+    /// Begins an exchange (`AUTH mechanism initial-response`). `challenge` is what CRAM-MD5 asks: it
+    /// must never have been asked before.
     ///
     /// # Errors
     /// The reply that ends it.
-    pub fn begin(mechanism: Mechanism, initial: Option<Sasl<'_>>) -> Result<Step, Reply> {
-        let (challenge, exchange) = match mechanism {
+    pub fn begin(
+        mechanism: Mechanism,
+        initial: Option<Sasl<'_>>,
+        challenge: impl FnOnce() -> String,
+    ) -> Result<Step, Reply> {
+        let (first, exchange) = match mechanism {
             Mechanism::Plain => (reply::CHALLENGE_EMPTY, Exchange::Plain),
             Mechanism::Login => (reply::CHALLENGE_USERNAME, Exchange::LoginName),
+            // There is nothing to say before the challenge (RFC 4954 §4).
+            Mechanism::CramMd5 if initial.is_some() => return Err(reply::BAD_ARGUMENTS),
+            Mechanism::CramMd5 => {
+                let challenge = challenge();
+                let encoded = BASE64_STANDARD.encode(&challenge);
+                (
+                    reply::CHALLENGE_EMPTY.with_text(encoded),
+                    Exchange::CramMd5 { challenge },
+                )
+            }
         };
         match initial {
             Some(Sasl(response)) => exchange.respond(response),
-            None => Ok(Step::Challenge(challenge, exchange)),
+            None => Ok(Step::Challenge(first, exchange)),
         }
     }
 
@@ -101,8 +139,9 @@ impl Exchange {
             }
             Exchange::LoginPassword { account } => Ok(Step::Check(Credentials {
                 account,
-                password: response,
+                proof: Proof::Password(response),
             })),
+            Exchange::CramMd5 { challenge } => cram_md5(challenge, &response).map(Step::Check),
         }
     }
 }
@@ -114,10 +153,28 @@ fn plain(message: &[u8]) -> Result<Credentials, Reply> {
     match (parts.next(), parts.next(), parts.next()) {
         (Some(_authzid), Some(authcid), Some(password)) => Ok(Credentials {
             account: account_name(authcid)?,
-            password: password.to_vec().into(),
+            proof: Proof::Password(password.to_vec().into()),
         }),
         _ => Err(reply::BAD_RESPONSE),
     }
+}
+
+/// `name SP digest`, where the digest is 32 hexadecimal digits. A name may have blanks.
+fn cram_md5(challenge: String, response: &[u8]) -> Result<Credentials, Reply> {
+    let blank = response
+        .iter()
+        .rposition(|it| *it == b' ')
+        .ok_or(reply::BAD_RESPONSE)?;
+    let digits = std::str::from_utf8(&response[blank + 1..]).map_err(|_| reply::BAD_RESPONSE)?;
+    if digits.len() != 32 || !digits.bytes().all(|it| it.is_ascii_hexdigit()) {
+        return Err(reply::BAD_RESPONSE);
+    }
+    let octet = |at: usize| u8::from_str_radix(&digits[at..at + 2], 16).map_err(|_| reply::BAD_RESPONSE);
+    let digest = (0..32).step_by(2).map(octet).collect::<Result<_, _>>()?;
+    Ok(Credentials {
+        account: account_name(&response[..blank])?,
+        proof: Proof::CramMd5 { challenge, digest },
+    })
 }
 
 fn account_name(name: &[u8]) -> Result<String, Reply> {
@@ -145,21 +202,71 @@ fn decode(line: &[u8]) -> Result<Zeroizing<Vec<u8>>, Reply> {
 mod tests {
     use super::*;
 
+    fn begin(mechanism: Mechanism, initial: Option<Sasl<'_>>) -> Result<Step, Reply> {
+        Exchange::begin(mechanism, initial, || {
+            "<1896.697170952@postoffice.reston.mci.net>".to_owned()
+        })
+    }
+
+    /// RFC 2195 §2 has the example.
+    #[test]
+    fn cram_md5_asks_for_a_digest() {
+        let Ok(Step::Challenge(challenge, exchange)) = begin(Mechanism::CramMd5, None) else {
+            panic!("no challenge")
+        };
+        assert_eq!(
+            challenge.to_string(),
+            "334 PDE4OTYuNjk3MTcwOTUyQHBvc3RvZmZpY2UucmVzdG9uLm1jaS5uZXQ+"
+        );
+        let step = exchange
+            .clone()
+            .respond(b"dGltIGI5MTNhNjAyYzdlZGE3YTQ5NWI0ZTZlNzMzNGQzODkw");
+        let Ok(Step::Check(Credentials {
+            account,
+            proof: Proof::CramMd5 { challenge, digest },
+        })) = step
+        else {
+            panic!("{step:?}")
+        };
+        assert_eq!(
+            (account.as_str(), challenge.as_str()),
+            ("tim", "<1896.697170952@postoffice.reston.mci.net>")
+        );
+        assert_eq!((digest.len(), digest[0], digest[15]), (16, 0xb9, 0x90));
+        for response in [
+            "tim",
+            "tim b913",
+            "tim B913A602C7EDA7A495B4E6E7334D389\u{e9}",
+            " ",
+            "",
+        ] {
+            assert_eq!(
+                exchange.clone().respond(&base64(response.as_bytes())),
+                Err(reply::BAD_RESPONSE)
+            );
+        }
+        assert_eq!(
+            begin(Mechanism::CramMd5, Some(Sasl(b"dGlt"))),
+            Err(reply::BAD_ARGUMENTS)
+        );
+    }
+
     fn base64(text: &[u8]) -> Vec<u8> {
-        base64::prelude::BASE64_STANDARD.encode(text).into_bytes()
+        BASE64_STANDARD.encode(text).into_bytes()
     }
 
     fn credentials(account: &str, password: &[u8]) -> Result<Step, Reply> {
+        let proof = Proof::Password(password.to_vec().into());
         Ok(Step::Check(Credentials {
             account: account.to_owned(),
-            password: password.to_vec().into(),
+            proof,
         }))
     }
 
     #[test]
     fn login_asks_for_the_name_and_the_password() {
         // The challenges are compared octet by octet by Xerox devices.
-        let Ok(Step::Challenge(challenge, exchange)) = Exchange::begin(Mechanism::Login, None) else {
+        let Ok(Step::Challenge(challenge, exchange)) = begin(Mechanism::Login, None) else {
             panic!("no challenge")
         };
         assert_eq!(challenge.to_string(), "334 VXNlcm5hbWU6");
@@ -173,8 +280,7 @@ mod tests {
     #[test]
     fn login_takes_the_name_as_initial_response() {
         // .NET's SmtpClient.
-        let Ok(Step::Challenge(challenge, exchange)) =
-            Exchange::begin(Mechanism::Login, Some(Sasl(b"dXNlcg==")))
+        let Ok(Step::Challenge(challenge, exchange)) = begin(Mechanism::Login, Some(Sasl(b"dXNlcg==")))
         else {
             panic!("no challenge")
         };
@@ -193,7 +299,7 @@ mod tests {
         ] {
             let line = base64(message);
             assert_eq!(
-                Exchange::begin(Mechanism::Plain, Some(Sasl(&line))),
+                begin(Mechanism::Plain, Some(Sasl(&line))),
                 credentials(account, password)
             );
             assert_eq!(Exchange::Plain.respond(&line), credentials(account, password));
@@ -201,7 +307,7 @@ mod tests {
             let bare = [line.trim_ascii_end().strip_suffix(b"=").unwrap_or(&line), b" "].concat();
             assert_eq!(Exchange::Plain.respond(&bare), credentials(account, password));
         }
-        let Ok(Step::Challenge(challenge, _)) = Exchange::begin(Mechanism::Plain, None) else {
+        let Ok(Step::Challenge(challenge, _)) = begin(Mechanism::Plain, None) else {
             panic!("no challenge")
         };
         assert_eq!(challenge.to_string(), "334 ".trim_end());

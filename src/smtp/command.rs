@@ -181,6 +181,7 @@ fn auth(rest: &[u8]) -> Result<Command<'_>, Reply> {
     let mechanism = match mechanism.to_ascii_uppercase().as_slice() {
         b"PLAIN" => Mechanism::Plain,
         b"LOGIN" => Mechanism::Login,
+        b"CRAM-MD5" => Mechanism::CramMd5,
         b"" => return Err(reply::BAD_ARGUMENTS),
         _ => return Err(reply::UNKNOWN_MECHANISM),
     };
@@ -479,7 +480,7 @@ mod tests {
         );
         assert_eq!(parse(b"auth Plain ="), auth(Mechanism::Plain, None));
         assert_eq!(parse(b"AUTH PLAIN "), auth(Mechanism::Plain, None));
-        assert_eq!(parse(b"AUTH CRAM-MD5"), Err(reply::UNKNOWN_MECHANISM));
+        assert_eq!(parse(b"AUTH DIGEST-MD5"), Err(reply::UNKNOWN_MECHANISM));
         assert_eq!(parse(b"AUTH"), Err(reply::BAD_ARGUMENTS));
         let shown = format!("{:?}", parse(b"AUTH PLAIN c2VjcmV0"));
         assert!(

@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use crate::accounts::Login;
 use crate::event::smtp as event;
 use crate::message::HeadCollector;
-use crate::smtp::auth::Credentials;
+use crate::smtp::auth::{Credentials, Proof};
 use crate::smtp::data::DataDecoder;
 use crate::smtp::lines::{Found, Lines};
 use crate::smtp::listener::Listener;
@@ -233,14 +233,19 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     async fn authenticate(&mut self, credentials: Credentials) -> Result<Event<'static>, Ended> {
         // The check takes a while; the client need not wait for earlier replies as well.
         self.flush().await?;
-        let Credentials { account, password } = credentials;
+        let Credentials { account, proof } = credentials;
         let (client, shared) = (self.session.client(), &self.listener.shared);
         if shared.lockouts().is_locked(client, &account, now()) {
             return Ok(Event::Refused(reply::LOCKED_OUT));
         }
         let login = match shared.accounts() {
-            Some(accounts) => accounts.verify(&account, password).await,
             None => Login::Unavailable,
+            Some(accounts) => match proof {
+                Proof::Password(password) => accounts.verify(&account, password, client).await,
+                Proof::CramMd5 { challenge, digest } => {
+                    accounts.verify_cram_md5(&account, challenge.as_bytes(), &digest, client)
+                }
+            },
         };
         self.listener.count_login(&login);
         match login {
@@ -467,7 +472,7 @@ fn now() -> std::time::Instant {
 }
 
 /// A number that nobody can guess and that never comes twice.
-fn nonce() -> u128 {
+pub(super) fn nonce() -> u128 {
     let mut octets = [0; 16];
     aws_lc_rs::rand::fill(&mut octets).expect("the operating system has random numbers");
     u128::from_be_bytes(octets)

@@ -528,7 +528,10 @@ where
         }
         _ => Stream::Plain(stream),
     };
-    let session = Session::new(Arc::clone(&listener.terms), client, stream.tls_version());
+    let mut session = Session::new(Arc::clone(&listener.terms), client, stream.tls_version());
+    if listener.terms.listener.cram_md5 && listener.shared.accounts().is_some_and(|it| it.has_recoverable()) {
+        session = session.with_cram_md5(connection::nonce());
+    }
     Connection::new(stream, session, listener, stopping).run().await;
 }
 

@@ -196,12 +196,8 @@ pub const MAIL_FIRST: Reply = Reply::refusal(503, "5.5.1", "sequence", "Send MAI
 /// DATA when no recipient was accepted (RFC 5321 §3.3, RFC 2920 §3.2).
 pub const NO_RECIPIENTS: Reply = Reply::refusal(554, "5.5.1", "no_recipients", "No valid recipients");
 /// AUTH by a mechanism we do not have (RFC 4954 §4).
-pub const UNKNOWN_MECHANISM: Reply = Reply::refusal(
-    504,
-    "5.5.4",
-    "auth",
-    "Authentication mechanism not supported; use LOGIN or PLAIN",
-);
+pub const UNKNOWN_MECHANISM: Reply =
+    Reply::refusal(504, "5.5.4", "auth", "Authentication mechanism not offered");
 /// A parameter that asks for something we cannot do, and must not ignore.
 pub const UNKNOWN_PARAMETER: Reply =
     Reply::refusal(555, "5.5.4", "syntax", "MAIL or RCPT parameter not implemented");
@@ -378,8 +374,10 @@ pub struct Offer {
     pub max_message_size: u64,
     /// Whether STARTTLS is offered now.
     pub starttls: bool,
-    /// Whether AUTH is offered now.
-    pub auth: bool,
+    /// Whether AUTH is offered now with a password.
+    pub password: bool,
+    /// Whether AUTH is offered with CRAM-MD5.
+    pub cram_md5: bool,
 }
 
 /// The answer to EHLO (RFC 5321 §4.1.1.1).
@@ -391,10 +389,17 @@ pub fn ehlo(hostname: &str, offer: Offer) -> Reply {
     if offer.starttls {
         text.push_str("\nSTARTTLS");
     }
-    if offer.auth {
-        // Only what can succeed: a client that sees CRAM-MD5 tries nothing else. The second form is
-        // what clients of the draft that became RFC 2554 look for, among them .NET's SmtpClient.
-        text.push_str("\nAUTH LOGIN PLAIN\nAUTH=LOGIN PLAIN");
+    // Only what can succeed: a client that sees CRAM-MD5 and fails tries nothing else.
+    let mechanisms = match (offer.password, offer.cram_md5) {
+        (true, true) => "LOGIN PLAIN CRAM-MD5",
+        (true, false) => "LOGIN PLAIN",
+        (false, true) => "CRAM-MD5",
+        (false, false) => "",
+    };
+    if !mechanisms.is_empty() {
+        // The second form is what clients of the draft that became RFC 2554 look for, among them
+        // .NET's SmtpClient.
+        text.push_str(&format!("\nAUTH {mechanisms}\nAUTH={mechanisms}"));
     }
     Reply::new(250, "", "").with_text(text)
 }
@@ -446,7 +451,8 @@ mod tests {
         let offer = Offer {
             max_message_size: 1000,
             starttls: true,
-            auth: true,
+            password: true,
+            cram_md5: false,
         };
         assert_eq!(
             wire(&ehlo("mx.example", offer)),

@@ -10,7 +10,7 @@ use crate::config::{self, Auth, TlsMode};
 use crate::envelope::{Envelope, Origin, ReversePath, Route};
 use crate::message::Head;
 use crate::policy::{Client, Policy};
-use crate::smtp::auth::{self, Credentials, Exchange, Step};
+use crate::smtp::auth::{self, Credentials, Exchange, Mechanism, Step};
 use crate::smtp::command::{self, Command};
 use crate::smtp::reply::{self, About, Offer, Reply};
 use crate::spool::{Receipt, SpoolError, Submission};
@@ -45,6 +45,9 @@ pub struct Session {
     errors: usize,
     failed_logins: usize,
     messages: usize,
+    /// Where CRAM-MD5 is offered: what makes its challenges unlike all others, and how many there
+    /// have been.
+    cram_md5: Option<(u128, u32)>,
 }
 
 /// HELO or EHLO, and the name that came with it.
@@ -121,6 +124,16 @@ impl Session {
             errors: 0,
             failed_logins: 0,
             messages: 0,
+            cram_md5: None,
+        }
+    }
+
+    /// The same, with CRAM-MD5 offered. The nonce is a number that nobody can guess and that never
+    /// comes twice.
+    pub fn with_cram_md5(self, nonce: u128) -> Session {
+        Session {
+            cram_md5: Some((nonce, 0)),
+            ..self
         }
     }
 
@@ -228,8 +241,8 @@ impl Session {
             Command::Bdat => Err(reply::NO_CHUNKING),
             Command::StartTls => self.starttls(),
             Command::Auth { mechanism, initial } => {
-                self.auth_permitted()?;
-                Exchange::begin(mechanism, initial).map(|step| self.step(step))
+                self.auth_permitted(mechanism)?;
+                Exchange::begin(mechanism, initial, || self.challenge()).map(|step| self.step(step))
             }
         }
     }
@@ -244,7 +257,8 @@ impl Session {
         let offer = Offer {
             max_message_size: self.terms.smtp.max_message_size,
             starttls: self.starttls_offered(),
-            auth: self.terms.listener.auth != Auth::None && self.password_permitted(),
+            password: self.terms.listener.auth != Auth::None && self.password_permitted(),
+            cram_md5: self.terms.listener.auth != Auth::None && self.cram_md5.is_some(),
         };
         Action::Reply(reply::ehlo(&self.terms.smtp.hostname, offer))
     }
@@ -299,7 +313,7 @@ impl Session {
                 reply::AUTHENTICATION_REQUIRED.with_text(
                     "Authentication required, and the login failed: wrong account name or password",
                 )
-            } else if !self.password_permitted() {
+            } else if !self.password_permitted() && self.cram_md5.is_none() {
                 reply::AUTHENTICATION_REQUIRED.with_text("Authentication required, after STARTTLS")
             } else {
                 reply::AUTHENTICATION_REQUIRED
@@ -445,11 +459,22 @@ impl Session {
                 .any(|it| it.contains(&self.client))
     }
 
-    fn auth_permitted(&self) -> Result<(), Reply> {
+    /// What CRAM-MD5 asks: in the form of a Message-ID (RFC 2195 §2).
+    fn challenge(&mut self) -> String {
+        let (nonce, count) = self.cram_md5.get_or_insert((0, 0));
+        *count += 1;
+        format!("<{nonce:x}.{count}@{}>", self.terms.smtp.hostname)
+    }
+
+    fn auth_permitted(&self, mechanism: Mechanism) -> Result<(), Reply> {
         if self.terms.listener.auth == Auth::None {
             return Err(reply::NOT_IMPLEMENTED);
         }
-        if !self.password_permitted() {
+        if mechanism == Mechanism::CramMd5 {
+            if self.cram_md5.is_none() {
+                return Err(reply::UNKNOWN_MECHANISM);
+            }
+        } else if !self.password_permitted() {
             return Err(reply::ENCRYPTION_REQUIRED);
         }
         if self.greeting.is_none() {

@@ -1,5 +1,10 @@
 //! What many connections may do together.
 
+use base64::prelude::{BASE64_STANDARD, Engine as _};
+use openssl::hash::MessageDigest;
+use openssl::pkey::PKey;
+use openssl::sign::Signer;
+
 use crate::relay::{Relay, Settings};
 
 #[tokio::test]
@@ -82,4 +87,33 @@ async fn guessing_passwords_ends_in_a_lockout() {
         relay.metric("graphpost_smtp_rejections_total{listener=\"test\",result=\"lockout\"}"),
         1
     );
+}
+
+/// What old Ricoh devices and FortiAnalyzer want.
+#[tokio::test]
+async fn cram_md5_on_a_listener_that_asks_for_it() {
+    let relay = Relay::start(&Settings {
+        listener: "auth = \"required\"\ncram_md5 = true\nplaintext_auth = []".into(),
+        ..Settings::default()
+    })
+    .await;
+    let mut client = relay.connect().await;
+    client.reply().await;
+    assert!(client.say("EHLO x").await.ends_with("AUTH=CRAM-MD5"));
+    for (password, code) in [("wrong", "535"), ("tanstaaftanstaaf", "235")] {
+        let challenge = client.say("AUTH CRAM-MD5").await;
+        let challenge = BASE64_STANDARD
+            .decode(challenge.strip_prefix("334 ").unwrap())
+            .unwrap();
+        let key = PKey::hmac(password.as_bytes()).unwrap();
+        let digest = Signer::new(MessageDigest::md5(), &key)
+            .unwrap()
+            .sign_oneshot_to_vec(&challenge)
+            .unwrap();
+        let hex: String = digest.iter().map(|it| format!("{it:02x}")).collect();
+        client
+            .expect(&BASE64_STANDARD.encode(format!("Tim {hex}")), code)
+            .await;
+    }
+    client.expect("MAIL FROM:<erp@contoso.com>", "250").await;
 }

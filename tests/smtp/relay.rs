@@ -61,6 +61,8 @@ impl Relay {
         for (name, password) in [("scanner1", "secret"), ("US3R@contoso.com", "pass")] {
             writeln!(users, "{name}:{}", cheap_hash(password)).unwrap();
         }
+        // For CRAM-MD5: tim with tanstaaftanstaaf.
+        users += "tim:{cram-md5}dGFuc3RhYWZ0YW5zdGFhZg==\n";
         std::fs::write(directory.path().join("users"), users).unwrap();
         let certificate = if settings.listener.contains("tls =") {
             "certificate = \"relay.pem\""

@@ -1,6 +1,7 @@
 use super::*;
 use crate::config::{Listener, Pattern, SenderRule, Smtp};
 use crate::envelope::HeaderFrom;
+use crate::smtp::auth::Proof;
 
 /// A whole dialogue in memory: what the client says, and what it hears.
 struct Dialogue {
@@ -89,6 +90,7 @@ fn terms() -> Terms {
             certificate: None,
             networks: vec![],
             auth: Auth::None,
+            cram_md5: false,
             plaintext_auth: vec!["127.0.0.0/8".parse().expect("a network")],
         },
         smtp: Smtp {
@@ -393,6 +395,32 @@ fn auth_where_it_is_not_for() {
         "{greeting}"
     );
     dialogue.script(&[("AUTH LOGIN", 334)]);
+}
+
+#[test]
+fn cram_md5_needs_no_tls_and_asks_something_new_each_time() {
+    let mut dialogue = Dialogue::with(|it| {
+        it.listener.auth = Auth::Required;
+        it.listener.plaintext_auth = vec![];
+    });
+    dialogue.session = dialogue.session.with_cram_md5(0xabc);
+    let greeting = text(&dialogue.line("EHLO x"));
+    assert!(
+        greeting.ends_with("250-AUTH CRAM-MD5\r\n250 AUTH=CRAM-MD5"),
+        "{greeting}"
+    );
+    dialogue.script(&[("AUTH LOGIN", 538)]);
+    let first = text(&dialogue.line("AUTH CRAM-MD5"));
+    dialogue.script(&[("*", 501)]);
+    assert_ne!(text(&dialogue.line("AUTH CRAM-MD5")), first);
+    let Action::Authenticate(credentials) = dialogue.line("dGltIGI5MTNhNjAyYzdlZGE3YTQ5NWI0ZTZlNzMzNGQzODkw")
+    else {
+        panic!("nothing to check")
+    };
+    let Proof::CramMd5 { challenge, .. } = credentials.proof else {
+        panic!("no digest")
+    };
+    assert_eq!(challenge, "<abc.2@relay.example>");
 }
 
 #[test]
