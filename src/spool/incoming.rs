@@ -10,7 +10,7 @@ use super::store::{Acceptance, Change};
 use super::{QueueId, Receipt, Shared, SpoolError, Submission};
 
 /// What is gathered before it is written to a content file.
-const CHUNK: usize = 64 << 10;
+const CHUNK: usize = 128 << 10;
 
 /// A message on its way in. Dropped without [`Incoming::accept`], it never was.
 pub struct Incoming {

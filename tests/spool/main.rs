@@ -7,6 +7,7 @@ mod full;
 mod kill;
 mod life;
 mod model;
+mod power;
 mod recovery;
 mod tidy;
 mod version;
