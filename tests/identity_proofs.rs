@@ -19,7 +19,7 @@ use graphpost::config::{
     ApplicationCredential, AssertionAlgorithm, Credential, IdentityHost, ManagedIdentity, Tenant,
     VaultCertificate, VaultIdentity, VaultObject, VaultPassword,
 };
-use graphpost::convert::Request;
+use graphpost::graph::Request;
 use graphpost::graph::client::Graph;
 use graphpost::identity::{TokenError, Tokens};
 use graphpost::metrics::Metrics;

@@ -28,7 +28,7 @@ const RECOVERABLE: &str = "{cram-md5}";
 #[derive(Clone)]
 pub(super) enum Verifier {
     /// `$argon2id$…`: what `graphpost user add` writes.
-    Argon2id(PasswordHash),
+    Argon2id(Box<PasswordHash>),
     /// `$2y$…`: what `htpasswd -B` writes.
     Bcrypt { hash: String, cost: u32 },
     /// `{cram-md5}base64`: the password itself, for CRAM-MD5 can be checked with nothing less.
@@ -68,7 +68,7 @@ impl Verifier {
         if params.m_cost() > MAX_MEMORY_KIB || params.t_cost() > MAX_PASSES {
             return Err(Fault::Cost);
         }
-        Ok(Verifier::Argon2id(hash))
+        Ok(Verifier::Argon2id(Box::new(hash)))
     }
 
     /// A hash that costs what argon2's defaults cost, and that nobody knows a password for.
@@ -80,7 +80,7 @@ impl Verifier {
     /// Whether the password is the right one. Slow, on purpose.
     pub(super) fn verify(&self, password: &[u8]) -> bool {
         match self {
-            Verifier::Argon2id(hash) => Argon2::default().verify_password(password, hash).is_ok(),
+            Verifier::Argon2id(hash) => Argon2::default().verify_password(password, hash.as_ref()).is_ok(),
             Verifier::Bcrypt { hash, .. } => bcrypt::verify(password, hash).unwrap_or(false),
             Verifier::Recoverable(secret) => {
                 // It must take as long as for an account with a hash, and for no account at all.
@@ -94,7 +94,7 @@ impl Verifier {
     pub(super) fn cost(&self) -> u64 {
         match self {
             Verifier::Argon2id(hash) => {
-                Params::try_from(hash).map_or(0, |it| u64::from(it.m_cost()) * u64::from(it.t_cost()) / 2)
+                Params::try_from(hash.as_ref()).map_or(0, |it| u64::from(it.m_cost()) * u64::from(it.t_cost()) / 2)
             }
             Verifier::Bcrypt { cost, .. } => 50 << cost,
             Verifier::Recoverable(_) => Verifier::decoy().cost(),

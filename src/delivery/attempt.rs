@@ -11,7 +11,6 @@ use tokio_util::sync::CancellationToken;
 
 use crate::convert::{self, ConvertError, Order, Wishes};
 use crate::event;
-use crate::graph::Request;
 use crate::graph::client::Graph;
 use crate::graph::draft::{DraftId, LeftOver};
 use crate::outcome::Answer;

@@ -510,7 +510,9 @@ impl Writer {
             event::spool_not_closed(&self.directory, &describe(&error));
         }
         self.sweeper.finish();
-        drop(self.lock);
+        // Said, not left to the end of the descriptor: a process that was forked a moment ago and has not
+        // yet become another program holds a copy of it, and with it the lock.
+        let _ = rustix::fs::flock(&self.lock, rustix::fs::FlockOperation::Unlock);
         if let Some(reply) = reply {
             let _ = reply.send(());
         }

@@ -52,7 +52,10 @@ fn holds_a_password(value: &toml::Value) -> bool {
 
 /// The application's certificate and key.
 pub(super) fn credential(config: &Config, now: Timestamp) -> Vec<Line> {
-    let credential = &config.tenant.credential;
+    // What is elsewhere than in files is for the check that asks.
+    let Some(credential) = config.tenant.credential.files() else {
+        return Vec::new();
+    };
     let pair = match open_for_entra(credential) {
         Ok(pair) => pair,
         Err(error) => return vec![unusable("credential", &error)],
