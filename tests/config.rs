@@ -139,7 +139,7 @@ fn every_value_arrives() {
         Some(PathBuf::from("tests/config/valid/../app.pem"))
     );
     let erp = &config.senders[0];
-    assert_eq!((erp.name.as_str(), erp.line), ("erp", 42));
+    assert_eq!((erp.name.as_str(), erp.line), ("erp", 43));
     assert_eq!(erp.accounts, ["erp", "erp2"]);
     assert_eq!(erp.header_from, HeaderFrom::Keep);
     assert!(!erp.save_to_sent_items);
