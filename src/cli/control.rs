@@ -2,10 +2,12 @@
 
 use std::time::Duration;
 
-use reqwest::{Client, Response, StatusCode};
+use reqwest::{Client, Method, Response, StatusCode};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 
 use super::Failure;
-use crate::admin::{Act, Acted};
+use crate::admin::{Act, Acted, Flush, Flushed, Status};
 use crate::config::Config;
 use crate::spool::{Action, QueueId};
 
@@ -52,18 +54,7 @@ impl Control<'_> {
                 who: operator(),
                 reason: reason.to_owned(),
             };
-            let request = self.client.post("http://graphpost/api/queue").json(&order);
-            let answer = request.send().await.map_err(|error| self.silent(&error))?;
-            if answer.status() != StatusCode::OK {
-                let status = answer.status();
-                let text = shown(answer).await;
-                return Err(Failure::new(format_args!(
-                    "the gateway answered {status}: {text}"
-                )));
-            }
-            let batch: Vec<Acted> = answer.json().await.map_err(|error| {
-                Failure::new(format_args!("the gateway's answer makes no sense: {error}"))
-            })?;
+            let batch: Vec<Acted> = self.ask(Method::POST, "/api/queue", Some(&order)).await?;
             acted.extend(batch);
         }
         Ok(acted)
@@ -77,6 +68,42 @@ impl Control<'_> {
             return Ok(None);
         }
         Ok(Some(shown(answer).await))
+    }
+
+    /// Has all that waits tried now.
+    pub(super) async fn flush(&self, reason: &str) -> Result<Flushed, Failure> {
+        let order = Flush {
+            who: operator(),
+            reason: reason.to_owned(),
+        };
+        self.ask(Method::POST, "/api/flush", Some(&order)).await
+    }
+
+    /// How it is doing.
+    pub(super) async fn status(&self) -> Result<Status, Failure> {
+        self.ask(Method::GET, "/api/status", None::<&()>).await
+    }
+
+    async fn ask<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        order: Option<&impl Serialize>,
+    ) -> Result<T, Failure> {
+        let mut request = self.client.request(method, format!("http://graphpost{path}"));
+        if let Some(order) = order {
+            request = request.json(order);
+        }
+        let answer = request.send().await.map_err(|error| self.silent(&error))?;
+        if answer.status() != StatusCode::OK {
+            let status = answer.status();
+            let text = shown(answer).await;
+            return Err(Failure::new(format_args!(
+                "the gateway answered {status}: {text}"
+            )));
+        }
+        let answer = answer.json().await;
+        answer.map_err(|error| Failure::new(format_args!("the gateway's answer makes no sense: {error}")))
     }
 
     fn silent(&self, error: &reqwest::Error) -> Failure {

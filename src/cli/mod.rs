@@ -3,14 +3,15 @@
 pub mod cert;
 mod check;
 mod cloud;
+mod control;
 mod entra;
 mod policy;
-mod control;
 mod healthcheck;
 mod queue;
 mod sandbox;
 mod send;
 mod serve;
+mod status;
 mod terminal;
 mod user;
 
@@ -47,6 +48,7 @@ enum Command {
     Check(check::Check),
     Send(send::Send),
     Queue(queue::Queue),
+    Status(status::ShowStatus),
     Policy(policy::PolicyCommand),
     User(user::User),
     Cert(cert::Cert),
@@ -67,6 +69,7 @@ pub fn run(cli: Cli) -> Result<(), Failure> {
         Command::Check(it) => it.run(),
         Command::Send(it) => it.run(),
         Command::Queue(it) => it.run(),
+        Command::Status(it) => it.run(),
         Command::Policy(it) => it.run(),
         Command::User(it) => it.run(),
         Command::Entra(it) => it.run(),

@@ -3,7 +3,10 @@
 //! Reading goes to the queue on the disk, also while no gateway runs. Changing goes through the running
 //! gateway, by its control socket: only one process ever writes.
 
+mod export;
+
 use std::io::{self, Write};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
@@ -21,7 +24,7 @@ const PAGE: usize = 1000;
 
 /// Show the queue, and hold, release, retry or delete messages
 ///
-/// 'list', 'show' and 'cat' read the queue on the disk, also while no gateway runs. The others ask the
+/// 'list', 'show', 'cat' and 'export' read the queue on the disk, also while no gateway runs. The others ask the
 /// running gateway.
 #[derive(Debug, Args)]
 #[command(
@@ -46,9 +49,8 @@ enum Verb {
         /// At most this many
         #[arg(long, value_name = "NUMBER")]
         limit: Option<usize>,
-        /// One JSON object a line
-        #[arg(long)]
-        json: bool,
+        #[command(flatten)]
+        form: Form,
         #[command(flatten)]
         config: ConfigFile,
     },
@@ -57,9 +59,8 @@ enum Verb {
         /// The messages' ids
         #[arg(required = true, value_name = "ID")]
         ids: Vec<QueueId>,
-        /// One JSON object a line
-        #[arg(long)]
-        json: bool,
+        #[command(flatten)]
+        form: Form,
         #[command(flatten)]
         config: ConfigFile,
     },
@@ -71,6 +72,16 @@ enum Verb {
         #[command(flatten)]
         config: ConfigFile,
     },
+    /// Write messages to files: ID.eml as accepted, ID.json with the envelope
+    Export {
+        /// Where to; made if it is not there
+        #[arg(long, value_name = "DIR")]
+        out: PathBuf,
+        #[command(flatten)]
+        select: Select,
+        #[command(flatten)]
+        config: ConfigFile,
+    },
     /// Try messages now: queued, held, failed or of unknown fate
     Retry(Order),
     /// Keep queued messages from being tried, until they are released
@@ -79,7 +90,7 @@ enum Verb {
     Release(Order),
     /// Delete messages for good
     Delete(Order),
-    /// Try all that is queued now; the pace of each mailbox is kept
+    /// Try all that waits now; pace and Retry-After are kept
     Flush {
         /// Why, for the log
         #[arg(long, value_name = "TEXT", default_value = "flushed by the operator")]
@@ -90,6 +101,18 @@ enum Verb {
         #[command(flatten)]
         config: ConfigFile,
     },
+}
+
+/// How messages are printed: for people unless one of these is given.
+#[derive(Clone, Copy, Debug, Args)]
+#[group(multiple = false)]
+struct Form {
+    /// As one JSON array; what 'show' shows of a single message, as one object
+    #[arg(long)]
+    json: bool,
+    /// One JSON object a line
+    #[arg(long)]
+    jsonl: bool,
 }
 
 /// An action on messages that are named or selected.
@@ -163,7 +186,7 @@ impl Queue {
                 select,
                 all,
                 limit,
-                json,
+                form,
                 config,
             } => {
                 let states: &[State] = if all { &[] } else { &UNSENT };
@@ -173,15 +196,16 @@ impl Queue {
                     &reader,
                     select.filter(states),
                     limit.unwrap_or(usize::MAX),
-                    json,
+                    form,
                 )
             }
-            Verb::Show { ids, json, config } => {
+            Verb::Show { ids, form, config } => {
                 let reader = open(&config.read()?)?;
+                let mut array = Array::new(form.json && ids.len() > 1);
                 for (number, id) in ids.into_iter().enumerate() {
                     let entry = reader.get(id).map_err(failed)?;
-                    if json {
-                        print_json(&mut out, &entry)?;
+                    if form.json || form.jsonl {
+                        array.print(&mut out, &entry)?;
                     } else {
                         if number > 0 {
                             writeln!(out)?;
@@ -189,7 +213,8 @@ impl Queue {
                         show(&mut out, &entry, Timestamp::now())?;
                     }
                 }
-                Ok(())
+                array.end(&mut out)?;
+                Ok(out.flush()?)
             }
             Verb::Cat { id, config } => {
                 let reader = open(&config.read()?)?;
@@ -207,20 +232,19 @@ impl Queue {
                 out.write_all(&content)?;
                 Ok(out.flush()?)
             }
+            Verb::Export {
+                out: directory,
+                select,
+                config,
+            } => {
+                let reader = open(&config.read()?)?;
+                export::export(&mut out, &reader, select.filter(&UNSENT), &directory)
+            }
             Verb::Retry(order) => order.carry_out(&mut out, Action::Retry),
             Verb::Hold(order) => order.carry_out(&mut out, Action::Hold),
             Verb::Release(order) => order.carry_out(&mut out, Action::Release),
             Verb::Delete(order) => order.carry_out(&mut out, Action::Delete),
-            Verb::Flush { reason, json, config } => {
-                let config = config.read()?;
-                let filter = Filter {
-                    states: vec![State::Queued],
-                    limit: PAGE,
-                    ..Filter::default()
-                };
-                let ids = select(&open(&config)?, filter)?;
-                act(&mut out, &config, Action::Retry, &ids, &reason, json)
-            }
+            Verb::Flush { reason, json, config } => flush(&mut out, &config.read()?, &reason, json),
         }
     }
 }
@@ -289,6 +313,18 @@ fn act(
     }
     out.flush()?;
     if refused > 0 { Err(Failure::Told) } else { Ok(()) }
+}
+
+/// Has all that waits tried now.
+fn flush(out: &mut impl Write, config: &Config, reason: &str, json: bool) -> Result<(), Failure> {
+    let flushed = block_on(Control::new(config)?.flush(reason))?;
+    match (json, flushed.messages) {
+        (true, _) => writeln!(out, "{}", serde_json::to_string(&flushed).map_err(Failure::new)?)?,
+        (false, 0) => writeln!(out, "no messages wait")?,
+        (false, 1) => writeln!(out, "1 message to be tried now")?,
+        (false, all) => writeln!(out, "{all} messages to be tried now")?,
+    }
+    Ok(out.flush()?)
 }
 
 /// Asks before many messages are changed at once.
@@ -360,18 +396,20 @@ fn list(
     reader: &Reader,
     filter: Filter,
     limit: usize,
-    json: bool,
+    form: Form,
 ) -> Result<(), Failure> {
     let mut left = limit;
     let mut octets = 0;
     let mut counted = [0u64; State::ALL.len()];
+    let mut array = Array::new(form.json);
+    let for_people = !(form.json || form.jsonl);
     pages(reader, filter, |mut entries| {
         entries.truncate(left);
         left -= entries.len();
-        if json {
-            entries.iter().try_for_each(|it| print_json(out, it))?;
-        } else {
+        if for_people {
             print_table(out, &entries, Timestamp::now())?;
+        } else {
+            entries.iter().try_for_each(|it| array.print(out, it))?;
         }
         for entry in &entries {
             octets += entry.size;
@@ -379,7 +417,8 @@ fn list(
         }
         Ok(left > 0)
     })?;
-    if !json {
+    array.end(out)?;
+    if for_people {
         let counts: Vec<String> = State::ALL
             .into_iter()
             .zip(counted)
@@ -394,9 +433,36 @@ fn list(
     Ok(out.flush()?)
 }
 
-fn print_json(out: &mut impl Write, entry: &Entry) -> io::Result<()> {
-    serde_json::to_writer(&mut *out, entry)?;
-    writeln!(out)
+/// Entries as JSON while they are read, one a line: with brackets and commas for an array, else without.
+struct Array {
+    brackets: bool,
+    empty: bool,
+}
+
+impl Array {
+    fn new(brackets: bool) -> Array {
+        Array {
+            brackets,
+            empty: true,
+        }
+    }
+
+    fn print(&mut self, out: &mut impl Write, entry: &Entry) -> io::Result<()> {
+        if self.brackets {
+            out.write_all(if self.empty { b"[" } else { b",\n" })?;
+        }
+        self.empty = false;
+        serde_json::to_writer(&mut *out, entry)?;
+        if self.brackets { Ok(()) } else { writeln!(out) }
+    }
+
+    fn end(self, out: &mut impl Write) -> io::Result<()> {
+        match (self.brackets, self.empty) {
+            (false, _) => Ok(()),
+            (true, true) => writeln!(out, "[]"),
+            (true, false) => writeln!(out, "]"),
+        }
+    }
 }
 
 fn print_table(out: &mut impl Write, entries: &[Entry], now: Timestamp) -> io::Result<()> {

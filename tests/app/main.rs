@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod admin;
+mod operator;
 mod process;
 mod rig;
 mod start;

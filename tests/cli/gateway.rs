@@ -121,6 +121,10 @@ fn a_message_goes_all_the_way() {
     );
     let json: Value = serde_json::from_str(&sandbox.run(&["queue", "show", "1", "--json"]).out).unwrap();
     assert_eq!(json["state"], "sent");
+    let lines = sandbox.run(&["queue", "show", "1", "1", "--jsonl"]).out;
+    assert_eq!(lines.lines().count(), 2, "{lines}");
+    let both = sandbox.run(&["queue", "show", "1", "1", "--json"]).out;
+    assert_eq!(serde_json::from_str::<Value>(&both).unwrap()[1], json);
     // Only the record is kept.
     let ran = sandbox.run(&["queue", "cat", "1"]);
     assert_eq!(ran.code, 1);
@@ -171,12 +175,17 @@ fn an_operator_steers_the_queue() {
         list.contains("looking into it") && list.contains("2 held; "),
         "{list}"
     );
-    let lines = sandbox
-        .run(&["queue", "list", "--json", "--state", "held", "--limit", "1"])
-        .out;
-    let entry: Value = serde_json::from_str(lines.trim()).unwrap();
+    let one = ["queue", "list", "--state", "held", "--limit", "1"];
+    let line = sandbox.run(&[&one[..], &["--jsonl"]].concat()).out;
+    let entry: Value = serde_json::from_str(line.trim()).unwrap();
     assert_eq!(entry["id"], "00000001");
-    assert_eq!(sandbox.run(&["queue", "flush"]).out, "no messages\n");
+    let array: Value = serde_json::from_str(&sandbox.run(&[&one[..], &["--json"]].concat()).out).unwrap();
+    assert_eq!(array, serde_json::json!([entry]));
+    let all = sandbox.run(&["queue", "list", "--json"]).out;
+    assert_eq!(serde_json::from_str::<Vec<Value>>(&all).unwrap().len(), 2);
+    let none = sandbox.run(&["queue", "list", "--json", "--state", "failed"]).out;
+    assert_eq!(none, "[]\n");
+    assert_eq!(sandbox.run(&["queue", "flush"]).out, "no messages wait\n");
 
     // Many at once are only changed when that is said.
     let ran = sandbox.run(&["queue", "delete", "--state", "held"]);

@@ -326,11 +326,7 @@ fn disk(
         }
         let file = files.entry(*number).or_default();
         match record {
-            Record::Truncate { length, .. } => {
-                if certain || chance.next(2) == 0 {
-                    file.resize(*length, 0);
-                }
-            }
+            Record::Truncate { length, .. } if certain || chance.next(2) == 0 => file.resize(*length, 0),
             Record::Write { offset, octets, .. } => {
                 let mut start = *offset;
                 while start < offset + octets.len() {
