@@ -22,7 +22,7 @@ pub enum AddressError {
     Empty,
     /// Longer than the 320 octets that a local part (64) and a domain (255) could ever need.
     TooLong,
-    /// A control character, or a space outside a quoted local part.
+    /// A control character, or another one in a place where it would end the address.
     Character,
 }
 
@@ -31,7 +31,7 @@ impl fmt::Display for AddressError {
         f.write_str(match self {
             AddressError::Empty => "an empty local part or domain",
             AddressError::TooLong => "an address of more than 320 octets",
-            AddressError::Character => "a space or control character in an address",
+            AddressError::Character => "a character that has no place in an address",
         })
     }
 }
@@ -61,16 +61,21 @@ impl Address {
             return Err(AddressError::Empty);
         }
         let breaks = |c: char| c.is_control() || matches!(c, '<' | '>' | '\u{2028}' | '\u{2029}');
-        let bad_local = local.chars().any(|c| {
-            if quoted {
-                c.is_control()
-            } else {
-                breaks(c) || c.is_whitespace() || c == ',' || c == ';'
-            }
-        });
+        let bad_local = match quoted {
+            true => !is_quoted_string(local),
+            false => local
+                .chars()
+                .any(|c| breaks(c) || c.is_whitespace() || c == ',' || c == ';'),
+        };
+        // Of an address literal (RFC 5321 §4.1.3) what stands between the brackets.
         let bad_domain = domain.is_some_and(|it| {
-            it.chars()
-                .any(|c| breaks(c) || c.is_whitespace() || matches!(c, ',' | ';' | '"'))
+            let inner = it.strip_prefix('[').and_then(|it| it.strip_suffix(']'));
+            let literal = inner.is_some();
+            inner.unwrap_or(it).chars().any(|c| {
+                let special =
+                    matches!(c, ',' | ';' | '"' | '(' | ')' | '[' | ']' | '\\') || c == ':' && !literal;
+                breaks(c) || c.is_whitespace() || special
+            })
         });
         if bad_local || bad_domain {
             return Err(AddressError::Character);
@@ -95,6 +100,25 @@ impl Address {
     pub fn domain(&self) -> Option<&str> {
         self.at.map(|at| &self.text[at + 1..])
     }
+}
+
+/// Whether a text is one quoted string from its beginning to its end (RFC 5321 §4.1.2).
+fn is_quoted_string(text: &str) -> bool {
+    let Some(inner) = text
+        .strip_prefix('"')
+        .and_then(|it| it.strip_suffix('"'))
+        .filter(|_| text.len() > 1)
+    else {
+        return false;
+    };
+    let mut escaped = false;
+    for c in inner.chars() {
+        if c.is_control() || c == '"' && !escaped {
+            return false;
+        }
+        escaped = c == '\\' && !escaped;
+    }
+    !escaped
 }
 
 impl fmt::Display for Address {
@@ -143,6 +167,8 @@ mod tests {
             ("\"a b\"@c", "\"a b\"", Some("c")),
             ("\"a@b\"@c", "\"a@b\"", Some("c")),
             ("a@[10.0.0.1]", "a", Some("[10.0.0.1]")),
+            ("a@[IPv6:2001:db8::1]", "a", Some("[IPv6:2001:db8::1]")),
+            ("\"a\\\"b, c\"@d", "\"a\\\"b, c\"", Some("d")),
             ("jürgen@müller.example", "jürgen", Some("müller.example")),
         ] {
             let address = Address::parse(text).expect(text);
@@ -166,6 +192,14 @@ mod tests {
             ("a@b c", AddressError::Character),
             ("a@b>", AddressError::Character),
             ("a@b,c@d", AddressError::Character),
+            // What reads as an address and the name of another one.
+            ("\"a\" <evil@x>, b\"@c", AddressError::Character),
+            ("\"a\\\"@c", AddressError::Character),
+            ("\"@c", AddressError::Character),
+            ("\"printer", AddressError::Character),
+            ("a@b(c", AddressError::Character),
+            ("a@b\\c", AddressError::Character),
+            ("a@[1]:b", AddressError::Character),
         ] {
             assert_eq!(Address::parse(text).err(), Some(want), "{text:?}");
         }

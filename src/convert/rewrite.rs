@@ -25,9 +25,10 @@ const MAX_LINE_CHARACTERS: usize = 75;
 
 /// The fields that are not passed on: the ones written anew, and those that could make someone a
 /// recipient or a sender beside them.
-const REMOVED: [&str; 9] = [
+const REMOVED: [&str; 10] = [
     "from",
     "sender",
+    "reply-to",
     "to",
     "cc",
     "resent-from",
@@ -82,10 +83,8 @@ pub fn rewrite(content: &[u8], root: &Part<'_>, order: &Order<'_>) -> Vec<u8> {
     let reply_to = reply_to(header, order);
     for field in &header.fields {
         let name = field.name();
-        let removed = REMOVED.contains(&name)
-            || DISCLOSING.contains(&name)
-            || name == "message-id" && !stable_id
-            || name == "reply-to" && !reply_to.is_empty();
+        let removed =
+            REMOVED.contains(&name) || DISCLOSING.contains(&name) || name == "message-id" && !stable_id;
         if !removed {
             pass_on(field, &mut out);
         }
@@ -126,11 +125,12 @@ pub fn rewrite(content: &[u8], root: &Part<'_>, order: &Order<'_>) -> Vec<u8> {
 /// Writes a field as it stands. Its lines end with CRLF, and each but the first begins with white
 /// space, whatever was there before.
 fn pass_on(field: &Field<'_>, out: &mut Vec<u8>) {
-    if field.name() == "subject" && !field.value().is_ascii() {
+    if is_unstructured(field.name()) && !field.value().is_ascii() {
         // Raw eight-bit text means something else to everyone.
-        let subject = words::decode(field.value());
-        let mut text = "Subject:".to_owned();
-        write_words(&mut text, &subject);
+        let mut text = String::from_utf8_lossy(field.written_name()).into_owned();
+        text.retain(|it| it.is_ascii_graphic());
+        text.push(':');
+        write_words(&mut text, &words::decode(field.value()));
         out.extend_from_slice(text.as_bytes());
         out.extend_from_slice(b"\r\n");
         return;
@@ -142,6 +142,11 @@ fn pass_on(field: &Field<'_>, out: &mut Vec<u8>) {
         out.extend(line.iter().copied().filter(|it| *it != 0));
         out.extend_from_slice(b"\r\n");
     }
+}
+
+/// Whether a field is free text (RFC 5322 §3.6.5), in which encoded words may stand.
+fn is_unstructured(name: &str) -> bool {
+    matches!(name, "subject" | "comments" | "organization" | "thread-topic") || name.starts_with("x-")
 }
 
 /// The From field. `None` where the mailbox is named by something else than an address.
@@ -176,10 +181,13 @@ fn write_list(out: &mut String, name: &str, recipients: &[Recipient]) {
         match &recipient.name {
             Some(name) => {
                 write_phrase(out, name);
-                let _ = write!(out, " <{}>", recipient.address);
+                out.push_str(" <");
+                write_address(out, &recipient.address);
+                out.push('>');
             }
             None => {
-                let _ = write!(out, " {}", recipient.address);
+                out.push(' ');
+                write_address(out, &recipient.address);
             }
         }
     }
@@ -188,19 +196,38 @@ fn write_list(out: &mut String, name: &str, recipients: &[Recipient]) {
     }
 }
 
+/// Writes an address (RFC 5322 §3.4.1). What SMTP takes without quotes, `a(b@c` say, a header does not.
+fn write_address(out: &mut String, address: &Address) {
+    let local = address.local_part();
+    let special = |it: char| matches!(it, '(' | ')' | '[' | ']' | ':' | '\\' | '"' | '@');
+    if local.starts_with('"') || !local.contains(special) {
+        let _ = write!(out, "{address}");
+        return;
+    }
+    write_quoted(out, local);
+    if let Some(domain) = address.domain() {
+        let _ = write!(out, "@{domain}");
+    }
+}
+
+fn write_quoted(out: &mut String, text: &str) {
+    out.push('"');
+    for c in text.chars() {
+        if matches!(c, '"' | '\\') {
+            out.push('\\');
+        }
+        out.push(c);
+    }
+    out.push('"');
+}
+
 /// Writes a display name (RFC 5322 §3.2.5) after a space: in quotes, or in encoded words.
 fn write_phrase(out: &mut String, name: &str) {
     let printable = |it: char| it.is_ascii_graphic() || it == ' ';
     // What looks like an encoded word must not become one.
     if name.chars().all(printable) && !name.contains("=?") && name.len() <= 200 {
-        out.push_str(" \"");
-        for c in name.chars() {
-            if matches!(c, '"' | '\\') {
-                out.push('\\');
-            }
-            out.push(c);
-        }
-        out.push('"');
+        out.push(' ');
+        write_quoted(out, name);
     } else {
         write_words(out, name);
     }
@@ -282,6 +309,23 @@ mod tests {
             let read = addresses::parse(value.as_bytes());
             assert_eq!(read.len(), 2, "{text}");
             assert!(read.iter().all(|it| it.name.as_deref() == Some(name)), "{text}");
+        }
+    }
+
+    #[test]
+    fn writes_addresses_that_read_as_one() {
+        for (address, want) in [
+            ("a@b.example", "a@b.example"),
+            ("printer", "printer"),
+            ("\"a b\"@c", "\"a b\"@c"),
+            ("a(b@c", "\"a(b\"@c"),
+            ("team:a@b", "\"team:a\"@b"),
+            ("a\\b@c", "\"a\\\\b\"@c"),
+            ("a\"b@c", "\"a\\\"b\"@c"),
+        ] {
+            let mut text = String::new();
+            write_address(&mut text, &Address::parse(address).expect(address));
+            assert_eq!(text, want);
         }
     }
 

@@ -1,0 +1,98 @@
+//! What the fuzz targets check, on stable Rust and in seconds: every seed, and a few thousand inputs
+//! made of seeds. `fuzz/` runs the same checks for as long as one likes.
+
+#![allow(clippy::unwrap_used)]
+
+mod convert;
+
+use std::fs;
+use std::path::Path;
+
+/// Mutated inputs for each target.
+const INPUTS: usize = 6000;
+
+/// Runs a target's check on the seeds, and on what mutation makes of them: always the same, so that
+/// what fails once fails again.
+fn run(seeds: &[Vec<u8>], check: fn(&[u8])) {
+    assert!(!seeds.is_empty());
+    let mut random = Random(0x9e37_79b9_7f4a_7c15);
+    let mutated = (0..INPUTS).map(|_| random.mutated(seeds));
+    for input in seeds.iter().cloned().chain(mutated) {
+        let shown = Shown(&input);
+        check(&input);
+        std::mem::forget(shown);
+    }
+}
+
+/// Says what the input was when the check of it panics.
+struct Shown<'a>(&'a [u8]);
+
+impl Drop for Shown<'_> {
+    fn drop(&mut self) {
+        eprintln!("the input was b\"{}\"", self.0.escape_ascii());
+    }
+}
+
+/// The files in a directory of the repository with this extension.
+fn seeds(directory: &str, extension: &str) -> Vec<Vec<u8>> {
+    let mut paths: Vec<_> = fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(directory))
+        .unwrap()
+        .map(|it| it.unwrap().path())
+        .filter(|it| it.extension().is_some_and(|it| it == extension))
+        .collect();
+    paths.sort();
+    paths.into_iter().map(|it| fs::read(it).unwrap()).collect()
+}
+
+/// xorshift64: which mutations there are, and nothing more, hangs on it.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, end: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 % end.max(1) as u64) as usize
+    }
+
+    /// A seed with one to eight changes, and other octets at the end, where the targets read their
+    /// choices.
+    fn mutated(&mut self, seeds: &[Vec<u8>]) -> Vec<u8> {
+        let mut input = seeds[self.below(seeds.len())].clone();
+        input.truncate(20_000);
+        for _ in 0..=self.below(8) {
+            let at = self.below(input.len() + 1);
+            let to = at + self.below((input.len() - at).min(60) + 1);
+            match self.below(6) {
+                0 => drop(input.drain(at..to)),
+                1 => {
+                    let again = input[at..to].to_vec();
+                    input.splice(at..at, again);
+                }
+                2 => {
+                    let other = &seeds[self.below(seeds.len())];
+                    let from = self.below(other.len() + 1);
+                    let end = from + self.below((other.len() - from).min(200) + 1);
+                    input.splice(at..to, other[from..end].iter().copied());
+                }
+                3 => {
+                    let odd = b"\0\r\n\t \"\\<>():;,@=?\x80\xff\xc3--";
+                    input.insert(at, odd[self.below(odd.len())]);
+                }
+                4 => input.truncate(to),
+                _ => {
+                    if let Some(octet) = input.get_mut(at) {
+                        *octet ^= 1 << self.below(8);
+                    }
+                }
+            }
+        }
+        input.extend((0..4).map(|_| self.below(256) as u8));
+        input
+    }
+}
+
+#[test]
+fn conversion() {
+    run(&seeds("tests/convert", "eml"), convert::check);
+}
