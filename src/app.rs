@@ -1,14 +1,13 @@
 //! Builds the parts, hands parts to parts, stops them; the only module that knows all of them.
 
+mod certificates;
 mod reload;
 mod serve;
 
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
-use jiff::Timestamp;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
@@ -22,18 +21,14 @@ use crate::delivery::{Control, Delivery, Settings};
 use crate::event;
 use crate::graph::client::Graph;
 use crate::identity::Tokens;
-use crate::metrics::{ListenerLabel, Metrics};
+use crate::metrics::Metrics;
 use crate::policy::Policy;
 use crate::postmaster::Postmaster;
 use crate::smtp;
 use crate::spool::{Recovery, Spool, SpoolError};
 
+use certificates::Certificates;
 pub use serve::serve;
-
-/// How often the ends of certificates are looked at.
-const CERTIFICATE_WATCH: Duration = Duration::from_secs(12 * 60 * 60);
-/// From how many days before its end a certificate is warned about.
-const EXPIRES_SOON_DAYS: i64 = 30;
 
 /// Why the gateway does not start, or does not go on, in words that name the thing and the fix.
 #[derive(Debug)]
@@ -61,6 +56,7 @@ pub struct Gateway {
     spool: Spool,
     metrics: Arc<Metrics>,
     smtp: smtp::Handle,
+    certificates: Arc<Certificates>,
     delivery: Control,
     /// Whether all listeners accept.
     listening: watch::Sender<bool>,
@@ -122,11 +118,21 @@ pub async fn start(config: Config) -> Result<Gateway, Error> {
     let (delivery, control) = Delivery::new(spool.clone(), settings, Arc::clone(&metrics));
     let delivery_task = tokio::spawn(delivery.run(stop.clone()));
 
+    let handle = server.handle();
+    let certificates = Arc::new(Certificates::new(
+        handle.clone(),
+        outside.tokens,
+        Arc::clone(&metrics),
+    ));
+    certificates.look();
+    tokio::spawn(Arc::clone(&certificates).watch(stop.clone()));
+
     let view = Admin {
         spool: spool.clone(),
         metrics: Arc::clone(&metrics),
         listening: is_listening,
         delivery: control.clone(),
+        certificates: certificates.subscribe(),
     };
     let mut admin_address = None;
     let mut admin_tasks = Vec::new();
@@ -154,7 +160,6 @@ pub async fn start(config: Config) -> Result<Gateway, Error> {
     }
 
     let smtp_addresses = server.addresses();
-    let handle = server.handle();
     let smtp_task = tokio::spawn(server.run(stop.clone(), config.delivery.drain_timeout));
     // The sockets have been listening since they were bound.
     listening.send_replace(true);
@@ -165,6 +170,7 @@ pub async fn start(config: Config) -> Result<Gateway, Error> {
         spool,
         metrics,
         smtp: handle,
+        certificates,
         delivery: control,
         listening,
         stop,
@@ -186,7 +192,6 @@ pub async fn start(config: Config) -> Result<Gateway, Error> {
     if let Some(address) = gateway.admin_address {
         event::listening("admin", address, "none", "none");
     }
-    gateway.watch_certificates();
     event::ready(env!("CARGO_PKG_VERSION"), begun.elapsed());
     Ok(gateway)
 }
@@ -194,6 +199,7 @@ pub async fn start(config: Config) -> Result<Gateway, Error> {
 /// What comes from files other than the queue.
 struct Outside {
     graph: Graph,
+    tokens: Tokens,
     policy: Arc<Policy>,
     accounts: Option<Accounts>,
 }
@@ -207,7 +213,7 @@ impl Outside {
             let graph = Graph::new(
                 &config.tenant,
                 config.delivery.request_timeout,
-                tokens,
+                tokens.clone(),
                 Arc::clone(&metrics),
             )
             .map_err(Error::new)?;
@@ -217,6 +223,7 @@ impl Outside {
             };
             Ok(Outside {
                 graph,
+                tokens,
                 policy: Arc::new(Policy::new(config.senders)),
                 accounts,
             })
@@ -374,48 +381,6 @@ impl Gateway {
         }
         spool.close().await;
         event::stopped(left);
-    }
-
-    /// Warns of certificates that end soon, now and twice a day.
-    fn watch_certificates(&self) {
-        let (smtp, metrics, stop) = (self.smtp.clone(), Arc::clone(&self.metrics), self.stop.clone());
-        tokio::spawn(async move {
-            let mut first = true;
-            let mut ticks = tokio::time::interval(CERTIFICATE_WATCH);
-            loop {
-                tokio::select! {
-                    _ = ticks.tick() => look_at_certificates(&smtp, &metrics, first),
-                    () = stop.cancelled() => return,
-                }
-                first = false;
-            }
-        });
-    }
-}
-
-fn look_at_certificates(smtp: &smtp::Handle, metrics: &Metrics, first: bool) {
-    let days_left = |seconds: i64| seconds.div_euclid(86_400);
-    let now = Timestamp::now().as_second();
-    for (listener, about) in smtp.certificates() {
-        let end = about.not_after.as_second();
-        metrics
-            .tls_certificate_expiry_timestamp_seconds
-            .get_or_create(&ListenerLabel {
-                listener: listener.clone(),
-            })
-            .set(end);
-        if days_left(end - now) < EXPIRES_SOON_DAYS {
-            event::certificate_expires(
-                &format!("listener {listener}"),
-                &about.subject,
-                days_left(end - now),
-            );
-        }
-    }
-    // Opening the application's certificate has told about it already.
-    let end = metrics.credential_expiry_timestamp_seconds.get();
-    if !first && end != 0 && days_left(end - now) < EXPIRES_SOON_DAYS {
-        event::certificate_expires("application", "", days_left(end - now));
     }
 }
 

@@ -280,12 +280,19 @@ pub fn tenant_recovered() {
     info!(target: "graphpost", "Microsoft answers again; the queue goes out");
 }
 
-/// A certificate will soon be of no use. `what` says which.
-pub fn certificate_expires(what: &str, subject: &str, days: i64) {
-    if days < 0 {
-        error!(target: "graphpost", what, subject, days, "certificate has expired");
+/// A certificate will soon be of no use: said once at 30, 14, 7, 3 and 1 days before its end, and when
+/// it has ended. `used_for` says which it is.
+pub fn certificate_expires(
+    used_for: &str,
+    subject: &str,
+    thumbprint: &str,
+    not_after: Timestamp,
+    days_left: i64,
+) {
+    if days_left < 0 {
+        error!(target: "graphpost", used_for, subject, thumbprint, %not_after, "certificate has expired; replace it");
     } else {
-        warn!(target: "graphpost", what, subject, days, "certificate expires soon");
+        warn!(target: "graphpost", used_for, subject, thumbprint, %not_after, days_left, "certificate expires soon; replace it");
     }
 }
 
@@ -340,12 +347,9 @@ pub fn control_unavailable(path: &Path, why: &dyn Display) {
     warn!(target: "graphpost", path = %path.display(), why = %why, "no control socket: 'graphpost queue' cannot change anything");
 }
 
-/// The application's certificate was opened. `days_left` is negative where it has expired.
-pub fn credential_opened(what: &str, subject: &str, thumbprint: &str, not_after: Timestamp, days_left: i64) {
+/// The application's certificate was opened.
+pub fn credential_opened(what: &str, subject: &str, thumbprint: &str, not_after: Timestamp) {
     info!(target: "graphpost", what, subject, thumbprint, %not_after, "application certificate opened");
-    if days_left < 30 {
-        certificate_expires("application", subject, days_left);
-    }
 }
 
 /// Entra ID issued a token.

@@ -43,7 +43,7 @@ pub struct RequestLabel {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct CredentialLabel {
     /// `current` or `next`.
-    pub credential: &'static str,
+    pub credential: String,
 }
 
 /// A state of the queue.
@@ -110,8 +110,8 @@ pub struct Metrics {
     pub token_requests: Family<ResultLabel, Counter>,
     /// When the token in use ends (Unix time).
     pub token_expiry_timestamp_seconds: Gauge,
-    /// When the application's certificate ends (Unix time).
-    pub credential_expiry_timestamp_seconds: Gauge,
+    /// When the application's certificates end (Unix time).
+    pub credential_expiry_timestamp_seconds: Family<CredentialLabel, Gauge>,
     /// Which of the application's credentials gave the last token: 1 or 0.
     pub credential_in_use: Family<CredentialLabel, Gauge>,
     /// When a listener's certificate ends (Unix time).
@@ -215,7 +215,7 @@ impl Metrics {
             credential_expiry_timestamp_seconds: register!(
                 "credential_expiry_timestamp_seconds",
                 "End of the application's certificate",
-                Gauge::default()
+                Family::default()
             ),
             credential_in_use: register!(
                 "credential_in_use",

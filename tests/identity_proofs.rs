@@ -505,12 +505,16 @@ async fn a_vault_signs_and_the_key_stays_there() {
             assertion,
             ..tenant.clone()
         };
-        let (tokens, metrics) = tokens(&tenant);
+        let (tokens, _) = tokens(&tenant);
         let first = tokens.get().await.unwrap();
-        assert!(
-            metrics
-                .encode()
-                .contains("graphpost_credential_expiry_timestamp_seconds 4")
+        let watched = tokens.certificates();
+        assert_eq!(
+            watched[0].thumbprint,
+            std::fs::read_to_string(credential_file("values.txt"))
+                .unwrap()
+                .lines()
+                .find_map(|it| it.strip_prefix("sha1="))
+                .unwrap()
         );
         tokens.reject(&first, None);
         tokens.get().await.unwrap();

@@ -7,6 +7,7 @@ mod server;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use graphpost::identity::expiry::UsedFor;
 use graphpost::identity::{TokenError, Tokens};
 use server::{Server, Then, html, json, metrics};
 
@@ -217,14 +218,11 @@ fn a_credential_that_cannot_be_used_names_file_and_fix() {
 }
 
 #[test]
-fn an_expired_certificate_opens_and_is_metered() {
-    let metrics = metrics();
+fn an_expired_certificate_opens_and_is_watched() {
     let mut tenant = server::tenant("http://127.0.0.1:1", "http://127.0.0.1:1");
     tenant.credential = server::certificate("expired.pem", None);
-    Tokens::new(&tenant, metrics.clone()).unwrap();
-    let text = metrics.encode();
-    assert!(
-        text.contains("graphpost_credential_expiry_timestamp_seconds 1577836800"),
-        "{text}"
-    );
+    let watched = Tokens::new(&tenant, metrics()).unwrap().certificates();
+    assert_eq!(watched.len(), 1);
+    assert_eq!(watched[0].used_for, UsedFor::Application("current".to_owned()));
+    assert_eq!(watched[0].not_after.as_second(), 1_577_836_800);
 }

@@ -32,6 +32,7 @@ use tokio::sync::watch;
 
 use crate::delivery::{self, Control};
 use crate::event;
+use crate::identity::expiry::{self, UsedFor, Watched};
 use crate::metrics::{Metrics, StateLabel, StateValue};
 use crate::spool::{Action, Counts, Entry, Filter, QueueId, Spool, SpoolError, State};
 
@@ -49,6 +50,8 @@ pub struct Admin {
     pub listening: watch::Receiver<bool>,
     /// What the delivery is doing.
     pub delivery: Control,
+    /// The certificates in use, the application's first.
+    pub certificates: watch::Receiver<Vec<Watched>>,
 }
 
 /// Where the router is served.
@@ -106,8 +109,11 @@ pub struct Status {
     pub delivery: Option<delivery::State>,
     /// When the token in use ends.
     pub token_expires: Option<Timestamp>,
-    /// When the application's certificate ends.
+    /// When the application's certificate ends: of two, the one in use.
     pub credential_expires: Option<Timestamp>,
+    /// Every certificate in use.
+    #[serde(default)]
+    pub certificates: Vec<Watched>,
     /// This program's version.
     pub version: String,
 }
@@ -129,6 +135,7 @@ impl Admin {
     async fn status(&self) -> Result<Status, SpoolError> {
         let statistics = self.spool.statistics().await?;
         let causes = self.causes();
+        let certificates = self.certificates.borrow().clone();
         Ok(Status {
             ready: causes.is_empty(),
             causes,
@@ -138,7 +145,11 @@ impl Admin {
             free_bytes: statistics.free_bytes,
             delivery: self.delivery.state().await,
             token_expires: point(self.metrics.token_expiry_timestamp_seconds.get()),
-            credential_expires: point(self.metrics.credential_expiry_timestamp_seconds.get()),
+            credential_expires: certificates
+                .iter()
+                .find(|it| matches!(it.used_for, UsedFor::Application(_)))
+                .map(|it| it.not_after),
+            certificates,
             version: env!("CARGO_PKG_VERSION").to_owned(),
         })
     }
@@ -199,12 +210,40 @@ async fn ready(Shared(admin): Shared<Admin>, Query(query): Query<Verbosity>) -> 
     } else {
         StatusCode::SERVICE_UNAVAILABLE
     };
-    let text = match (causes.is_empty(), query.verbose.is_some()) {
-        (true, _) => "ready\n".to_owned(),
-        (false, false) => "not ready\n".to_owned(),
-        (false, true) => format!("not ready\n{}\n", causes.join("\n")),
-    };
+    let mut text = if causes.is_empty() {
+        "ready\n"
+    } else {
+        "not ready\n"
+    }
+    .to_owned();
+    if query.verbose.is_some() {
+        let now = Timestamp::now();
+        let certificates = admin.certificates.borrow();
+        let lines = causes
+            .into_iter()
+            .chain(certificates.iter().map(|it| ending(it, now)));
+        for line in lines {
+            text.push_str(&line);
+            text.push('\n');
+        }
+    }
     (status, text).into_response()
+}
+
+/// The end of a certificate in one line. It is told, and is no cause: what has expired may be in use all
+/// the same, and mail is accepted while it is mended.
+fn ending(certificate: &Watched, now: Timestamp) -> String {
+    let days = expiry::days_left(now, certificate.not_after);
+    let left = match days {
+        ..0 => "has expired".to_owned(),
+        0 => "ends within a day".to_owned(),
+        1 => "ends in 1 day".to_owned(),
+        days => format!("ends in {days} days"),
+    };
+    format!(
+        "certificate of {} {left}, {}",
+        certificate.used_for, certificate.not_after
+    )
 }
 
 async fn status(Shared(admin): Shared<Admin>) -> Response {

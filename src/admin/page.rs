@@ -9,6 +9,7 @@ use jiff::Timestamp;
 
 use super::Status;
 use crate::delivery::{self, Closed};
+use crate::identity::expiry;
 use crate::spool::{Entry, State};
 
 /// The most messages shown; the command line and the JSON API show all.
@@ -115,19 +116,33 @@ fn microsoft(html: &mut String, status: &Status, now: Timestamp) -> fmt::Result 
             Escaped(&because(closed, now))
         )?,
     }
-    for (what, end) in [
-        ("certificate", status.credential_expires),
-        ("token", status.token_expires),
-    ] {
-        let Some(end) = end else { continue };
+    if let Some(end) = status.token_expires {
         let seconds = end.duration_since(now).as_secs();
         match seconds > 0 {
-            true => write!(html, "<p>The application's {what} ends in {}.</p>", span(seconds))?,
+            true => write!(html, "<p>The application's token ends in {}.</p>", span(seconds))?,
             false => write!(
                 html,
-                "<p class='state bad'>The application's {what} has ended.</p>"
+                "<p class='state bad'>The application's token has ended.</p>"
             )?,
         }
+    }
+    for it in &status.certificates {
+        let days = expiry::days_left(now, it.not_after);
+        let class = match days {
+            ..7 => " class='state bad'",
+            7..30 => " class=state",
+            _ => "",
+        };
+        let says = match days {
+            ..0 => "has expired".to_owned(),
+            _ => format!("ends in {}", span(it.not_after.duration_since(now).as_secs())),
+        };
+        let used_for = it.used_for.to_string();
+        write!(
+            html,
+            "<p{class}>Certificate of {}: {says}.</p>",
+            Escaped(&used_for)
+        )?;
     }
     Ok(())
 }
@@ -295,6 +310,7 @@ mod tests {
             delivery: None,
             token_expires: None,
             credential_expires: None,
+            certificates: Vec::new(),
             version: "0.1.0".to_owned(),
         }
     }

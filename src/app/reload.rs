@@ -4,7 +4,7 @@ use std::fmt::Debug;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Error, Gateway, Outside, look_at_certificates};
+use super::{Error, Gateway, Outside};
 use crate::config::{Config, Environment};
 use crate::convert::Wishes;
 use crate::delivery::Settings;
@@ -43,7 +43,7 @@ impl Gateway {
         for (listener, error) in self.smtp.reload_certificates(&new.listeners).await {
             event::certificate_kept(&listener, &error);
         }
-        look_at_certificates(&self.smtp, &self.metrics, true);
+        self.certificates.replace(outside.tokens);
         self.delivery
             .change(Settings {
                 graph: outside.graph,

@@ -62,19 +62,15 @@ fn show(out: &mut impl Write, status: &Status, now: Timestamp) -> io::Result<()>
         size(status.bytes),
         size(status.free_bytes)
     )?;
-    for (what, end) in [
-        ("certificate", status.credential_expires),
-        ("token", status.token_expires),
-    ] {
-        // Nothing is known before the first token; that is not the same as bad.
-        let said = end.map_or_else(
-            || "none yet".to_owned(),
-            |it| match it.duration_since(now).as_secs() {
-                left @ 1.. => format!("ends in {}", age(left)),
-                _ => "has ended".to_owned(),
-            },
-        );
-        writeln!(out, "{what:<12} {said}")?;
+    let left = |end: Timestamp| match end.duration_since(now).as_secs() {
+        left @ 1.. => format!("ends in {}", age(left)),
+        _ => "has ended".to_owned(),
+    };
+    // Nothing is known before the first token; that is not the same as bad.
+    let token = status.token_expires.map_or_else(|| "none yet".to_owned(), left);
+    writeln!(out, "token        {token}")?;
+    for it in &status.certificates {
+        writeln!(out, "certificate  {}, {}", left(it.not_after), it.used_for)?;
     }
 
     if let Some(delivery) = &status.delivery {

@@ -188,7 +188,7 @@ impl Certificate {
 
     /// Whole days until it expires; negative where it has.
     pub fn days_left(&self, now: Timestamp) -> i64 {
-        (self.not_after.as_second() - now.as_second()).div_euclid(86_400)
+        super::expiry::days_left(now, self.not_after)
     }
 
     fn sha1(&self) -> Vec<u8> {

@@ -10,6 +10,7 @@ use reqwest::header::CONTENT_TYPE;
 use serde_json::{Value, json};
 
 use super::cache::Grant;
+use super::certificate::Certificate;
 use super::proof::Proof;
 use super::refusal::{self, TokenAnswer};
 use super::token::TokenError;
@@ -63,9 +64,9 @@ impl Entra {
         })
     }
 
-    /// The end of the certificate, where there is one and it has been opened.
-    pub(super) fn credential_expires(&self) -> Option<Timestamp> {
-        self.proof.expires()
+    /// The application's certificate, where there is one and it has been opened.
+    pub(super) fn certificate(&self) -> Option<Certificate> {
+        self.proof.certificate()
     }
 
     /// Asks for a token. `challenge` are claims that a resource demands of it.

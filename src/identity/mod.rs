@@ -6,6 +6,7 @@ mod cache;
 pub mod certificate;
 pub mod credential;
 mod entra;
+pub mod expiry;
 pub(crate) mod https;
 mod managed;
 mod proof;

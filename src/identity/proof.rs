@@ -27,7 +27,10 @@ const MAX_TOKEN_OCTETS: u64 = 64 * 1024;
 #[derive(Debug)]
 pub(super) enum Proof {
     /// Assertions signed with a key that is at hand.
-    Signed { signer: Signer, expires: Timestamp },
+    Signed {
+        signer: Signer,
+        certificate: Box<Certificate>,
+    },
     /// Assertions signed with what a vault holds.
     InVault(Box<InVault>),
     /// A client secret.
@@ -45,9 +48,10 @@ pub(super) struct InVault {
     what: What,
     algorithm: AssertionAlgorithm,
     with_chain: bool,
-    metrics: Arc<Metrics>,
     /// As it was when it was last asked for.
     loaded: Mutex<Option<Arc<Loaded>>>,
+    /// The certificate that was loaded last, also where it did not serve.
+    seen: Mutex<Option<Certificate>>,
 }
 
 #[derive(Debug)]
@@ -63,7 +67,6 @@ enum What {
 #[derive(Debug)]
 struct Loaded {
     signs: Signs,
-    expires: Timestamp,
     at: Instant,
 }
 
@@ -91,8 +94,8 @@ impl Proof {
                 what,
                 algorithm: tenant.assertion,
                 with_chain: tenant.send_certificate_chain,
-                metrics: Arc::clone(metrics),
                 loaded: Mutex::default(),
+                seen: Mutex::default(),
             })))
         };
         match credential {
@@ -108,14 +111,10 @@ impl Proof {
                             error,
                         })
                     })?;
-                opened(
-                    &files.certificate.display().to_string(),
-                    &pair.certificate,
-                    metrics,
-                );
+                opened(&files.certificate.display().to_string(), &pair.certificate);
                 Ok(Proof::Signed {
                     signer,
-                    expires: pair.certificate.not_after,
+                    certificate: Box::new(pair.certificate),
                 })
             }
             ApplicationCredential::Certificate {
@@ -140,11 +139,11 @@ impl Proof {
         }
     }
 
-    /// The end of the certificate, where there is one and it has been opened.
-    pub(super) fn expires(&self) -> Option<Timestamp> {
+    /// The certificate, where there is one and it has been opened.
+    pub(super) fn certificate(&self) -> Option<Certificate> {
         match self {
-            Proof::Signed { expires, .. } => Some(*expires),
-            Proof::InVault(it) => it.current().map(|it| it.expires),
+            Proof::Signed { certificate, .. } => Some((**certificate).clone()),
+            Proof::InVault(it) => it.seen.lock().unwrap_or_else(PoisonError::into_inner).clone(),
             Proof::Secret(_) | Proof::FederatedToken(_) => None,
         }
     }
@@ -253,10 +252,10 @@ impl InVault {
                 self.with_pair(pair)?
             }
         };
-        opened(&self.name(), &certificate, &self.metrics);
+        opened(&self.name(), &certificate);
+        *self.seen.lock().unwrap_or_else(PoisonError::into_inner) = Some(certificate);
         Ok(Loaded {
             signs,
-            expires: certificate.not_after,
             at: Instant::now(),
         })
     }
@@ -282,16 +281,12 @@ fn sign(signer: &Signer, claims: &Claims<'_>) -> Result<String, TokenError> {
         .map_err(|error| TokenError::credential(error.to_string()))
 }
 
-fn opened(what: &str, certificate: &Certificate, metrics: &Metrics) {
-    metrics
-        .credential_expiry_timestamp_seconds
-        .set(certificate.not_after.as_second());
+fn opened(what: &str, certificate: &Certificate) {
     event::credential_opened(
         what,
         &certificate.subject,
         &certificate.sha1_thumbprint(),
         certificate.not_after,
-        certificate.days_left(Timestamp::now()),
     );
 }
 

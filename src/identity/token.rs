@@ -12,6 +12,7 @@ use tokio::sync::OwnedMutexGuard;
 use super::IdentityError;
 use super::cache::{Advice, Cache, Grant};
 use super::entra::Entra;
+use super::expiry::{UsedFor, Watched};
 use super::managed::Machine;
 use crate::config::{ApplicationCredential, Tenant};
 use crate::event;
@@ -181,6 +182,28 @@ impl Tokens {
         })
     }
 
+    /// The certificates that prove the application, as far as they have been opened: one in a vault is
+    /// known once a token was asked for. The one that gave the last token comes first, before that the
+    /// current one.
+    pub fn certificates(&self) -> Vec<Watched> {
+        let in_use = lock(&self.0.in_use).unwrap_or("current");
+        let mut certificates: Vec<(bool, Watched)> = self
+            .0
+            .issuers
+            .iter()
+            .filter_map(|(name, issuer)| match issuer {
+                Issuer::Entra(entra) => {
+                    let used_for = UsedFor::Application((*name).to_owned());
+                    let watched = Watched::new(used_for, &entra.certificate()?);
+                    Some((in_use != *name, watched))
+                }
+                Issuer::Machine(_) => None,
+            })
+            .collect();
+        certificates.sort_by_key(|(idle, _)| *idle);
+        certificates.into_iter().map(|(_, watched)| watched).collect()
+    }
+
     /// Notes that Graph took a token, whatever it thought of the request.
     pub fn accept(&self, token: &Token) {
         lock(&self.0.cache).accepted(token);
@@ -252,7 +275,7 @@ impl Application {
             };
             match result {
                 Ok(grant) => {
-                    self.took(name, issuer, refused.as_ref());
+                    self.took(name, refused.as_ref());
                     return Ok(grant);
                 }
                 Err(error) if error.credential => {
@@ -274,20 +297,13 @@ impl Application {
     }
 
     /// Notes which credential gave a token.
-    fn took(&self, name: &'static str, issuer: &Issuer, refused: Option<&(&str, TokenError)>) {
-        let expires = match issuer {
-            Issuer::Entra(entra) => entra.credential_expires(),
-            Issuer::Machine(_) => None,
-        };
-        if let Some(expires) = expires {
-            self.metrics
-                .credential_expiry_timestamp_seconds
-                .set(expires.as_second());
-        }
+    fn took(&self, name: &'static str, refused: Option<&(&str, TokenError)>) {
         for (other, _) in &self.issuers {
             self.metrics
                 .credential_in_use
-                .get_or_create(&CredentialLabel { credential: other })
+                .get_or_create(&CredentialLabel {
+                    credential: (*other).to_owned(),
+                })
                 .set(i64::from(*other == name));
         }
         let mut in_use = lock(&self.in_use);

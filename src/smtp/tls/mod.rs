@@ -44,6 +44,8 @@ struct Served {
 pub struct About {
     /// Its subject.
     pub subject: String,
+    /// Its SHA-1 thumbprint.
+    pub thumbprint: String,
     /// When it ends.
     pub not_after: Timestamp,
 }
@@ -107,6 +109,7 @@ impl Served {
         })?;
         let about = About {
             subject: pair.certificate.subject.clone(),
+            thumbprint: pair.certificate.sha1_thumbprint(),
             not_after: pair.certificate.not_after,
         };
         Ok(Served {

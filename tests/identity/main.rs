@@ -1,0 +1,6 @@
+//! The application's identity in the real program: the ends of certificates, and that no secret is ever
+//! shown.
+#![allow(clippy::unwrap_used)]
+
+mod expiry;
+mod rig;
