@@ -29,6 +29,7 @@ fn main() {
         header_from: HeaderFrom::Mailbox,
         save_to_sent_items: true,
         format: None,
+        unknown: None,
     };
     let order = Order {
         envelope: &envelope,

@@ -98,6 +98,7 @@ fn submission() -> Submission {
             header_from: HeaderFrom::Mailbox,
             save_to_sent_items: true,
             format: None,
+            unknown: None,
         },
         message_id: "20260101120000.1@erp.contoso.local".to_owned(),
     }

@@ -7,9 +7,10 @@
 
 mod attempt;
 mod control;
+mod look;
 mod verdict;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::time::Duration;
@@ -31,11 +32,12 @@ use crate::metrics::{Metrics, ResultLabel};
 use crate::outcome::Outcome;
 use crate::postmaster::{Occasion, Postmaster};
 use crate::schedule::{Limits, Message, Next, Retry, Schedule, Trouble, Way};
-use crate::spool::{Arrival, Entry, QueueId, Settlement, Spool, SpoolError};
+use crate::spool::{self, Arrival, Entry, QueueId, Settlement, Spool, SpoolError};
 
 use attempt::{Begun, Ended};
 pub use control::{Closed, Control, LaneState, State, TroubleRecord};
 use control::{Recent, Request};
+use look::{Conclusion, Looked};
 use verdict::Verdict;
 
 /// Arrivals taken into the schedule at once, so that a flood of them does not keep answers waiting.
@@ -44,6 +46,9 @@ const ARRIVALS_AT_ONCE: usize = 256;
 const FULL_WAIT: Duration = Duration::from_secs(30);
 /// What a settlement may take after the drain: its outcome is known and must not be lost.
 const SETTLE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A lifetime that does not end.
+const NEVER: Duration = Duration::from_secs(10 * 365 * 86_400);
 
 /// Delivery time expired (RFC 3463 §3.5).
 const EXPIRED: &str = "4.4.7";
@@ -71,6 +76,9 @@ pub struct Delivery {
     attempts: JoinSet<Ended>,
     /// Which message an attempt is about, for the case that it panics.
     under_way: HashMap<tokio::task::Id, QueueId>,
+    /// Messages in the schedule whose outcome is unknown: they are looked for, not sent.
+    unknown: HashSet<QueueId>,
+    looks: JoinSet<Looked>,
     settlements: JoinSet<Result<Option<Again>, SpoolError>>,
     requests: mpsc::Receiver<Request>,
     recent: Recent,
@@ -81,6 +89,8 @@ pub struct Delivery {
 struct Again {
     message: Message,
     due: std::time::Instant,
+    /// Whether it is looked for instead.
+    unknown: bool,
 }
 
 impl Delivery {
@@ -95,6 +105,8 @@ impl Delivery {
             memory: attempt::memory(),
             attempts: JoinSet::new(),
             under_way: HashMap::new(),
+            unknown: HashSet::new(),
+            looks: JoinSet::new(),
             settlements: JoinSet::new(),
             requests,
             recent: Recent::default(),
@@ -116,6 +128,7 @@ impl Delivery {
             tokio::select! {
                 () = stop.cancelled() => break,
                 Some(ended) = self.attempts.join_next_with_id() => self.ended(ended),
+                Some(looked) = self.looks.join_next_with_id() => self.looked(looked),
                 Some(settled) = self.settlements.join_next() => self.settled(settled)?,
                 Some(arrival) = arrivals.recv() => {
                     self.arrived(arrival);
@@ -135,6 +148,11 @@ impl Delivery {
     fn start_what_may_start(&mut self) -> Option<std::time::Instant> {
         loop {
             match self.schedule.next(now()) {
+                Next::Deliver { id, .. } if self.unknown.contains(&id) => {
+                    let look = look::look(id, self.spool.clone(), self.settings.graph.clone());
+                    let task = self.looks.spawn(look);
+                    self.under_way.insert(task.id(), id);
+                }
                 Next::Deliver { id, size } => {
                     let attempt = attempt::attempt(
                         id,
@@ -155,11 +173,18 @@ impl Delivery {
     }
 
     fn arrived(&mut self, arrival: Arrival) {
+        match arrival.unknown {
+            true => self.unknown.insert(arrival.id),
+            false => self.unknown.remove(&arrival.id),
+        };
         let message = Message {
             id: arrival.id,
             mailbox: arrival.mailbox,
             size: arrival.size,
-            expires: instant(arrival.accepted, self.settings.delivery.lifetime),
+            expires: match arrival.unknown {
+                true => instant(arrival.accepted, NEVER),
+                false => instant(arrival.accepted, self.settings.delivery.lifetime),
+            },
         };
         self.schedule
             .add(message, instant(arrival.due, Duration::ZERO), now());
@@ -184,7 +209,7 @@ impl Delivery {
                     Err(error) => {
                         // A full disk passes; a broken queue is seen by whoever watches it.
                         event::not_begun(&id, &error);
-                        self.look_up_again(id);
+                        self.look_up_again(id, FULL_WAIT);
                     }
                 }
             }
@@ -194,7 +219,7 @@ impl Delivery {
                 self.schedule.answered(id, Way::NotSent, now());
                 let reason =
                     "an internal error ended the attempt; whether it was sent is not known".to_owned();
-                self.settle(id, Settlement::Unknown { reason }, None, None);
+                self.settle(id, Settlement::Unknown { due: None, reason }, None, None);
             }
             Err(_) => {
                 self.schedule.answered(id, Way::NotSent, now());
@@ -233,8 +258,14 @@ impl Delivery {
             Settlement::Deferred { .. } | Settlement::Held { .. } => Some(Again {
                 message: self.message(entry),
                 due,
+                unknown: false,
             }),
-            Settlement::Sent | Settlement::Failed { .. } | Settlement::Unknown { .. } => None,
+            Settlement::Unknown { due: Some(_), .. } => Some(Again {
+                message: looked_for(entry),
+                due: now + look::first(self.settings.delivery.verify_time),
+                unknown: true,
+            }),
+            Settlement::Sent | Settlement::Failed { .. } | Settlement::Unknown { due: None, .. } => None,
         };
         match &settlement {
             Settlement::Failed { .. } => self.fail(begun.entry, &verdict, settlement),
@@ -289,15 +320,116 @@ impl Delivery {
         match &verdict.outcome {
             Outcome::Sent => Settlement::Sent,
             Outcome::Failed { .. } => Settlement::Failed { reason },
-            Outcome::Unknown { .. } if self.settings.delivery.unknown == UnknownPolicy::Hold => {
-                Settlement::Unknown { reason }
+            Outcome::Unknown { .. } if self.policy(entry) == UnknownPolicy::Hold => {
+                Settlement::Unknown { due: None, reason }
             }
+            Outcome::Unknown { .. } if self.policy(entry) == UnknownPolicy::Verify => Settlement::Unknown {
+                due: Some(timestamp(now() + look::first(self.settings.delivery.verify_time))),
+                reason,
+            },
             _ if expired => Settlement::Failed {
                 reason: verdict::expired(lifetime, &reason),
             },
             Outcome::Deferred { .. } | Outcome::Unknown { .. } => Settlement::Deferred { due, reason },
             Outcome::Held { .. } => Settlement::Held { due, reason },
         }
+    }
+
+    /// What is to be done where nobody can know: what its rule says, or else the configuration.
+    fn policy(&self, entry: &Entry) -> UnknownPolicy {
+        let rule = entry.submission.route.unknown;
+        rule.unwrap_or(self.settings.delivery.unknown)
+    }
+
+    /// Applies what a look into Sent Items has found out.
+    fn looked(&mut self, looked: Result<(tokio::task::Id, Looked), JoinError>) {
+        let task = match &looked {
+            Ok((task, _)) => *task,
+            Err(error) => error.id(),
+        };
+        let Some(id) = self.under_way.remove(&task) else {
+            return;
+        };
+        self.unknown.remove(&id);
+        let looked = match looked {
+            Ok((_, looked)) => looked,
+            Err(error) => {
+                event::defect("delivery", &error);
+                Err(SpoolError::Failed(error.to_string()))
+            }
+        };
+        let now = now();
+        let (entry, finding) = match looked {
+            Ok(Some(found)) => found,
+            Ok(None) => {
+                self.schedule.answered(id, Way::NotSent, now);
+                return self.look_up_again(id, Duration::ZERO);
+            }
+            Err(error) => {
+                self.schedule.answered(id, Way::NotSent, now);
+                event::not_begun(&id, &error);
+                return self.look_up_again(id, FULL_WAIT);
+            }
+        };
+        let trouble = look::trouble(&finding);
+        // A look is no message: it counts for the minute only where Graph would not have it.
+        let throttled = trouble.as_ref().is_some_and(|it| it.way == Way::Throttled);
+        let way = if throttled { Way::Throttled } else { Way::NotSent };
+        self.schedule.answered(id, way, now);
+        if let Some(verdict) = trouble {
+            self.close(&verdict, &entry.submission.route.mailbox, now);
+        }
+        let unknown_for = since(entry.changed);
+        let conclusion = look::conclude(&finding, unknown_for, self.settings.delivery.verify_time);
+        let settlement = look::settlement(&conclusion, &entry, Timestamp::now());
+        let again = match &conclusion {
+            Conclusion::NotSent(_) => Some(Again {
+                message: self.message(&entry),
+                due: now,
+                unknown: false,
+            }),
+            Conclusion::LookAgain(wait, _) => Some(Again {
+                message: looked_for(&entry),
+                due: now + *wait,
+                unknown: true,
+            }),
+            Conclusion::Sent | Conclusion::Hold(_) => None,
+        };
+        let lifetime = self.settings.delivery.lifetime;
+        let (spool, metrics) = (self.spool.clone(), self.metrics.clone());
+        self.settlements.spawn(async move {
+            match spool.settle_unknown(id, settlement).await {
+                Ok(()) => {}
+                // The operator has decided, or there is no room to record it: it is looked up.
+                Err(SpoolError::NotFound(_)) => return look_up(&spool, id, lifetime, Duration::ZERO).await,
+                Err(SpoolError::Full(_) | SpoolError::Failed(_)) => {
+                    return look_up(&spool, id, lifetime, FULL_WAIT).await;
+                }
+                Err(error) => return Err(error),
+            }
+            let mailbox = &entry.submission.route.mailbox;
+            let result = match &conclusion {
+                Conclusion::Sent => {
+                    event::verified_sent(&id, mailbox, unknown_for);
+                    count(&metrics.messages, "sent");
+                    "sent"
+                }
+                Conclusion::NotSent(why) => {
+                    event::verified_not_sent(&id, mailbox, why);
+                    "not_sent"
+                }
+                Conclusion::LookAgain(wait, why) => {
+                    event::verify_again(&id, mailbox, why, *wait);
+                    "open"
+                }
+                Conclusion::Hold(why) => {
+                    event::not_verified(&id, mailbox, why);
+                    "held"
+                }
+            };
+            count(&metrics.verifications, result);
+            Ok(again)
+        });
     }
 
     fn log(&self, begun: &Begun, verdict: &Verdict, settlement: &Settlement, retry_in: Duration) {
@@ -346,7 +478,10 @@ impl Delivery {
                 );
                 count(&self.metrics.messages, "expired");
             }
-            (Settlement::Unknown { reason }, _) => event::unknown(&attempt, reason, None),
+            (Settlement::Unknown { due: None, reason }, _) => event::unknown(&attempt, reason, None),
+            (Settlement::Unknown { due: Some(_), reason }, _) => {
+                event::verifying(&attempt, reason, look::first(self.settings.delivery.verify_time));
+            }
             (Settlement::Deferred { reason, .. }, Outcome::Unknown { .. }) => {
                 event::unknown(&attempt, reason, Some(retry_in));
             }
@@ -401,6 +536,10 @@ impl Delivery {
     ) -> Result<(), SpoolError> {
         match settled {
             Ok(Ok(Some(again))) => {
+                match again.unknown {
+                    true => self.unknown.insert(again.message.id),
+                    false => self.unknown.remove(&again.message.id),
+                };
                 self.schedule.add(again.message, again.due, now());
                 Ok(())
             }
@@ -427,7 +566,7 @@ impl Delivery {
                     Err(SpoolError::NotFound(_) | SpoolError::Damaged(..)) => return Ok(None),
                     // It is given up another time.
                     Err(SpoolError::Full(_) | SpoolError::Failed(_)) => {
-                        return look_up(&spool, id, lifetime).await;
+                        return look_up(&spool, id, lifetime, FULL_WAIT).await;
                     }
                     Err(error) => return Err(error),
                 };
@@ -454,17 +593,20 @@ impl Delivery {
     }
 
     /// Brings a message back whose attempt could not be begun.
-    fn look_up_again(&mut self, id: QueueId) {
+    fn look_up_again(&mut self, id: QueueId, wait: Duration) {
         let spool = self.spool.clone();
         let lifetime = self.settings.delivery.lifetime;
         self.settlements
-            .spawn(async move { look_up(&spool, id, lifetime).await });
+            .spawn(async move { look_up(&spool, id, lifetime, wait).await });
     }
 
     /// Begins nothing more, and waits for what is under way.
     async fn drain(mut self) -> Result<usize, SpoolError> {
         let limit = self.settings.delivery.drain_timeout;
         event::stopping(self.attempts.len(), limit);
+        // A look that is left leaves nothing behind.
+        self.looks.abort_all();
+        self.looks.detach_all();
         let end = Instant::now() + limit;
         let mut left = 0;
         while !(self.attempts.is_empty() && self.settlements.is_empty()) {
@@ -492,13 +634,32 @@ impl Delivery {
 
 /// A message as the queue has it, to be tried after a while; `None` when it is gone. What keeps the
 /// queue from answering for now is waited for: only a broken queue ends the delivery.
-async fn look_up(spool: &Spool, id: QueueId, lifetime: Duration) -> Result<Option<Again>, SpoolError> {
+async fn look_up(
+    spool: &Spool,
+    id: QueueId,
+    lifetime: Duration,
+    wait: Duration,
+) -> Result<Option<Again>, SpoolError> {
     loop {
         match spool.get(id).await {
             Ok(entry) => {
-                let message = message(&entry, lifetime);
-                let due = now() + FULL_WAIT;
-                return Ok(Some(Again { message, due }));
+                let unknown = match entry.state {
+                    spool::State::Queued | spool::State::Sending => false,
+                    spool::State::Held if entry.due.is_some() => false,
+                    spool::State::Unknown if entry.due.is_some() => true,
+                    // Nothing comes of it by itself.
+                    _ => return Ok(None),
+                };
+                let message = match unknown {
+                    true => looked_for(&entry),
+                    false => message(&entry, lifetime),
+                };
+                let due = now() + wait;
+                return Ok(Some(Again {
+                    message,
+                    due,
+                    unknown,
+                }));
             }
             Err(SpoolError::NotFound(_)) => return Ok(None),
             Err(SpoolError::Full(_) | SpoolError::Failed(_)) => tokio::time::sleep(FULL_WAIT).await,
@@ -528,6 +689,11 @@ fn message(entry: &Entry, lifetime: Duration) -> Message {
         size: entry.size,
         expires: instant(entry.accepted, lifetime),
     }
+}
+
+/// A message whose outcome is to be found out: that is not given up for its age.
+fn looked_for(entry: &Entry) -> Message {
+    message(entry, NEVER)
 }
 
 fn limits(settings: &config::Delivery) -> Limits {

@@ -60,6 +60,22 @@ pub struct Route {
     /// The format for this rule's messages; `None` for that of `[delivery]`.
     #[serde(default)]
     pub format: Option<Format>,
+    /// What to do when nobody can know whether Graph sent it; `None` for what `[delivery]` says.
+    #[serde(default)]
+    pub unknown: Option<UnknownPolicy>,
+}
+
+/// What to do when nobody can know whether Graph sent a message (`unknown`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum UnknownPolicy {
+    /// Send again: twice rather than never.
+    #[default]
+    Retry,
+    /// Look for it in Sent Items, and send again only what is not there. The mailbox must be readable.
+    Verify,
+    /// Wait for the operator: never twice.
+    Hold,
 }
 
 /// The format that messages are sent in (`format`).

@@ -199,6 +199,42 @@ pub fn unknown(attempt: &Attempt<'_>, reason: &str, retry_in: Option<Duration>) 
     );
 }
 
+/// Nobody can know whether a message was sent, so it is looked for in Sent Items.
+pub fn verifying(attempt: &Attempt<'_>, reason: &str, look_in: Duration) {
+    warn!(
+        target: "graphpost",
+        id = %attempt.id,
+        mailbox = attempt.mailbox,
+        attempts = attempt.attempts,
+        delays = attempt.delays(),
+        code = attempt.code,
+        reason,
+        look_in = look_in.as_secs_f64(),
+        request_id = attempt.request_id,
+        "unknown; looking into Sent Items"
+    );
+}
+
+/// A message whose answer was lost is in Sent Items.
+pub fn verified_sent(id: &dyn Display, mailbox: &str, unknown_for: Duration) {
+    info!(target: "graphpost", id = %id, mailbox, unknown_for = unknown_for.as_secs_f64(), "found in Sent Items: sent");
+}
+
+/// A message whose answer was lost is not in Sent Items, and is sent again.
+pub fn verified_not_sent(id: &dyn Display, mailbox: &str, why: &str) {
+    info!(target: "graphpost", id = %id, mailbox, why, "not sent; sending it again");
+}
+
+/// It is not known yet whether a message was sent.
+pub fn verify_again(id: &dyn Display, mailbox: &str, why: &str, look_in: Duration) {
+    info!(target: "graphpost", id = %id, mailbox, why, look_in = look_in.as_secs_f64(), "still unknown");
+}
+
+/// It will not be found out whether a message was sent: the operator decides.
+pub fn not_verified(id: &dyn Display, mailbox: &str, why: &str) {
+    warn!(target: "graphpost", id = %id, mailbox, why, "unknown; waits for the operator");
+}
+
 /// A message is given up.
 pub fn failed(attempt: &Attempt<'_>, reason: &str, enhanced: &str) {
     warn!(

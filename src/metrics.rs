@@ -96,6 +96,8 @@ pub struct Metrics {
     pub spool_syncs: Counter,
     /// Attempts by how they ended: `sent`, `deferred`, `held`, `failed`, `unknown`.
     pub delivery_attempts: Family<ResultLabel, Counter>,
+    /// Looks into Sent Items for messages whose answer was lost: `sent`, `not_sent`, `open`, `held`.
+    pub verifications: Family<ResultLabel, Counter>,
     /// Messages by how they left the queue: `sent`, `failed`, `expired`, `deleted`.
     pub messages: Family<ResultLabel, Counter>,
     /// From acceptance to Graph's 202.
@@ -183,6 +185,11 @@ impl Metrics {
             delivery_attempts: register!(
                 "delivery_attempts",
                 "Attempts by how they ended",
+                Family::default()
+            ),
+            verifications: register!(
+                "verifications",
+                "Looks into Sent Items by what they found out",
                 Family::default()
             ),
             messages: register!(

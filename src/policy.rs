@@ -68,6 +68,7 @@ impl Policy {
                 header_from: rule.header_from,
                 save_to_sent_items: rule.save_to_sent_items,
                 format: rule.format,
+                unknown: rule.unknown,
             })
             .ok_or_else(|| Denied::Envelope(sender.to_string()))
     }
@@ -211,6 +212,7 @@ mod tests {
             header_from: HeaderFrom::Mailbox,
             save_to_sent_items: false,
             format: None,
+            unknown: None,
         }
     }
 

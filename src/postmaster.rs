@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use crate::address::Address;
 use crate::bounce::{self, Happening, Notification};
 use crate::config;
-use crate::envelope::{Envelope, HeaderFrom, Origin, ReversePath, Route};
+use crate::envelope::{Envelope, HeaderFrom, Origin, ReversePath, Route, UnknownPolicy};
 use crate::event;
 use crate::spool::{Entry, Filter, QueueId, Spool, SpoolError, State, Submission};
 
@@ -148,6 +148,8 @@ impl Postmaster {
                 route: Route {
                     header_from: HeaderFrom::Mailbox,
                     save_to_sent_items: false,
+                    // Two notifications do less harm than none, and nobody waits for one by hand.
+                    unknown: Some(UnknownPolicy::Retry),
                     ..submission.route.clone()
                 },
                 message_id,

@@ -144,6 +144,8 @@ fn every_value_arrives() {
     assert_eq!(erp.header_from, HeaderFrom::Keep);
     assert!(!erp.save_to_sent_items);
     assert_eq!(erp.format, Some(Format::Mime));
+    assert_eq!(erp.unknown, Some(UnknownPolicy::Retry));
+    assert_eq!(config.senders[1].unknown, None);
     assert_eq!(config.senders[1].format, None);
     assert_eq!(
         config.senders[1].addresses,
@@ -172,6 +174,7 @@ fn every_value_arrives() {
     assert_eq!(config.spool.keep_failed, Duration::from_secs(14 * 86_400));
     assert_eq!(config.delivery.concurrency_per_mailbox, 3);
     assert_eq!(config.delivery.unknown, UnknownPolicy::Hold);
+    assert_eq!(config.delivery.verify_time, Duration::from_secs(600));
     assert_eq!(config.delivery.format, Format::Json);
     assert!(config.delivery.keep_text_alternative);
     assert_eq!(config.admin.address, None);

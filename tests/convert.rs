@@ -41,6 +41,7 @@ impl Case {
                 header_from: HeaderFrom::Mailbox,
                 save_to_sent_items: true,
                 format: None,
+                unknown: None,
             },
             wishes: Wishes::default(),
         };

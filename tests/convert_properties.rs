@@ -388,6 +388,7 @@ fn route() -> Route {
         header_from: HeaderFrom::Mailbox,
         save_to_sent_items: true,
         format: None,
+        unknown: None,
     }
 }
 

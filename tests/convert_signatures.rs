@@ -59,6 +59,7 @@ fn round_trip(flags: Pkcs7Flags) -> Result<(), ErrorStack> {
         header_from: HeaderFrom::Mailbox,
         save_to_sent_items: true,
         format: None,
+        unknown: None,
     };
     let order = Order {
         envelope: &envelope,

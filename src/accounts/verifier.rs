@@ -93,9 +93,8 @@ impl Verifier {
     /// About how long a check takes, in microseconds.
     pub(super) fn cost(&self) -> u64 {
         match self {
-            Verifier::Argon2id(hash) => {
-                Params::try_from(hash.as_ref()).map_or(0, |it| u64::from(it.m_cost()) * u64::from(it.t_cost()) / 2)
-            }
+            Verifier::Argon2id(hash) => Params::try_from(hash.as_ref())
+                .map_or(0, |it| u64::from(it.m_cost()) * u64::from(it.t_cost()) / 2),
             Verifier::Bcrypt { cost, .. } => 50 << cost,
             Verifier::Recoverable(_) => Verifier::decoy().cost(),
         }

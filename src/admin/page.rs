@@ -339,6 +339,7 @@ mod tests {
                     header_from: HeaderFrom::Mailbox,
                     save_to_sent_items: true,
                     format: None,
+                    unknown: None,
                 },
                 message_id: "1@contoso.com".to_owned(),
             },

@@ -6,7 +6,7 @@ use std::net::{Ipv6Addr, SocketAddr};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::section::{Reader, Spot};
-use super::{Auth, Finding, Listener, Pattern, Place, SenderRule, Severity, TlsMode};
+use super::{Auth, Finding, Listener, Pattern, Place, SenderRule, Severity, TlsMode, UnknownPolicy};
 
 /// Who may connect where `networks` is not given.
 pub(super) fn loopback() -> Vec<IpNet> {
@@ -53,6 +53,7 @@ pub(super) struct WrittenSender {
     pub rule: Option<SenderRule>,
     pub addresses: Option<Spot<Vec<Spot<Pattern>>>>,
     pub accounts: Option<Spot<usize>>,
+    pub save_to_sent_items: Option<Spot<bool>>,
 }
 
 /// Listeners by themselves and beside each other.
@@ -357,6 +358,26 @@ pub(super) fn unused_accounts(reader: &Reader, listeners: &[WrittenListener], se
             "",
             "set auth = \"optional\" or \"required\" in a [[listener]]".to_owned(),
         );
+    }
+}
+
+/// What is to be looked for in Sent Items must be kept there.
+pub(super) fn verifiable(reader: &Reader, senders: &[WrittenSender], unknown: UnknownPolicy) {
+    for written in senders {
+        if let (Some(rule), Some(saved)) = (&written.rule, &written.save_to_sent_items)
+            && !saved.value
+            && rule.unknown.unwrap_or(unknown) == UnknownPolicy::Verify
+        {
+            reader.error(
+                &saved.place,
+                format!(
+                    "{} sends without a copy in Sent Items, where unknown = \"verify\" looks for it",
+                    rule.name
+                ),
+                "must be true",
+                "set save_to_sent_items = true, or unknown = \"retry\" or \"hold\" for this rule".to_owned(),
+            );
+        }
     }
 }
 

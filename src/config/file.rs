@@ -225,6 +225,7 @@ fn root(reader: &Reader, document: &Document, path: &Path, directories: &Directo
     check::senders(reader, &senders);
     check::open_relay(reader, &listeners, &senders);
     check::unused_accounts(reader, &listeners, &senders);
+    check::verifiable(reader, &senders, delivery.unknown);
 
     Some(Config {
         path: path.to_owned(),
@@ -551,6 +552,7 @@ fn sender(mut section: Section<'_>, at: usize, line_starts: &[usize]) -> Written
     );
     let save_to_sent_items = section.boolean("save_to_sent_items");
     let format = section.choice("format", &FORMATS);
+    let unknown = section.choice("unknown", &UNKNOWN);
 
     let place = section.place.clone();
     let line = match &place {
@@ -575,8 +577,9 @@ fn sender(mut section: Section<'_>, at: usize, line_starts: &[usize]) -> Written
                 .map(|it| it.value.clone())
                 .collect(),
             header_from: header_from.map(|it| it.value).unwrap_or_default(),
-            save_to_sent_items: save_to_sent_items.is_none_or(|it| it.value),
+            save_to_sent_items: save_to_sent_items.as_ref().is_none_or(|it| it.value),
             format: format.map(|it| it.value),
+            unknown: unknown.as_ref().map(|it| it.value),
         }),
         _ => None,
     };
@@ -585,6 +588,7 @@ fn sender(mut section: Section<'_>, at: usize, line_starts: &[usize]) -> Written
         rule,
         addresses,
         accounts: accounts.map(|it| it.with(it.value.len())),
+        save_to_sent_items,
     }
 }
 
@@ -751,6 +755,12 @@ fn spool(reader: &Reader, mut section: Section<'_>, directories: &Directories<'_
     spool
 }
 
+const UNKNOWN: [(&str, UnknownPolicy); 3] = [
+    ("retry", UnknownPolicy::Retry),
+    ("verify", UnknownPolicy::Verify),
+    ("hold", UnknownPolicy::Hold),
+];
+
 const FORMATS: [(&str, Format); 3] = [
     ("auto", Format::Auto),
     ("json", Format::Json),
@@ -801,12 +811,10 @@ fn delivery(reader: &Reader, mut section: Section<'_>) -> Delivery {
             .duration("drain_timeout", default.drain_timeout, Duration::ZERO)
             .value,
         unknown: section
-            .choice(
-                "unknown",
-                &[("retry", UnknownPolicy::Retry), ("hold", UnknownPolicy::Hold)],
-            )
+            .choice("unknown", &UNKNOWN)
             .map(|it| it.value)
             .unwrap_or_default(),
+        verify_time: section.duration("verify_time", default.verify_time, SECOND).value,
         format: section
             .choice("format", &FORMATS)
             .map(|it| it.value)

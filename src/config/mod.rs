@@ -21,6 +21,7 @@ use ipnet::IpNet;
 use secrecy::SecretString;
 
 use crate::address::Address;
+pub use crate::envelope::UnknownPolicy;
 use crate::envelope::{Format, HeaderFrom};
 
 pub use finding::{ConfigErrors, Finding, Findings, Place, Severity};
@@ -320,6 +321,8 @@ pub struct SenderRule {
     pub save_to_sent_items: bool,
     /// The format for its messages; `None` for that of `[delivery]`.
     pub format: Option<Format>,
+    /// What to do when nobody can know whether Graph sent one; `None` for what `[delivery]` says.
+    pub unknown: Option<UnknownPolicy>,
 }
 
 /// What a sender address is compared with. Case is ignored.
@@ -476,6 +479,8 @@ pub struct Delivery {
     pub drain_timeout: Duration,
     /// What to do when nobody can know whether Graph sent a message.
     pub unknown: UnknownPolicy,
+    /// How long a message is looked for in Sent Items before it counts as not sent.
+    pub verify_time: Duration,
     /// The format that messages are sent in.
     pub format: Format,
     /// Whether the text beside an HTML body is sent as well, which only MIME can.
@@ -495,20 +500,11 @@ impl Default for Delivery {
             request_timeout: Duration::from_secs(120),
             drain_timeout: Duration::from_secs(30),
             unknown: UnknownPolicy::default(),
+            verify_time: Duration::from_secs(5 * 60),
             format: Format::default(),
             keep_text_alternative: false,
         }
     }
-}
-
-/// What to do when nobody can know whether Graph sent a message.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum UnknownPolicy {
-    /// Send again: twice rather than never.
-    #[default]
-    Retry,
-    /// Wait for the operator: never twice.
-    Hold,
 }
 
 /// Who is told of mail that does not arrive.

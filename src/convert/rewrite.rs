@@ -342,6 +342,7 @@ mod tests {
             header_from: HeaderFrom::Mailbox,
             save_to_sent_items: true,
             format: None,
+            unknown: None,
         };
         let order = Order {
             envelope: &envelope,

@@ -54,7 +54,7 @@ impl Verdict {
         }
     }
 
-    fn of_answer(answer: &Answer) -> Verdict {
+    pub(super) fn of_answer(answer: &Answer) -> Verdict {
         let outcome = outcome::judge(answer);
         let (code, request_id) = match answer.cause() {
             Answer::Response(response) => (Some(response.status), response.request_id.clone()),

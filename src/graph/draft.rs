@@ -37,8 +37,8 @@ const MAX_PAUSE: Duration = Duration::from_secs(20);
 const MAX_DRAFT_OCTETS: usize = 16 * 1024 * 1024;
 
 /// `Prefer: IdType="ImmutableId"`
-const PREFER: HeaderName = HeaderName::from_static("prefer");
-const IMMUTABLE_ID: HeaderValue = HeaderValue::from_static("IdType=\"ImmutableId\"");
+pub(super) const PREFER: HeaderName = HeaderName::from_static("prefer");
+pub(super) const IMMUTABLE_ID: HeaderValue = HeaderValue::from_static("IdType=\"ImmutableId\"");
 
 /// A message to be sent as a draft.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -68,9 +68,12 @@ pub enum LeftOver<'a> {
 
 /// Where a draft stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Standing {
+pub enum Standing {
+    /// It is still a draft: not sent, or not yet.
     Draft,
+    /// It has been sent.
     Sent,
+    /// There is no such item, for now.
     Gone,
 }
 
@@ -350,7 +353,7 @@ impl Service {
         }
     }
 
-    async fn standing(&self, mailbox: &str, id: &DraftId) -> Result<Standing, Answer> {
+    pub(super) async fn standing(&self, mailbox: &str, id: &DraftId) -> Result<Standing, Answer> {
         #[derive(Deserialize)]
         #[serde(rename_all = "camelCase")]
         struct Message {
@@ -394,14 +397,7 @@ impl Service {
         struct Item {
             id: String,
         }
-        let mut url = self.url(mailbox, &["mailFolders", "drafts", "messages"]);
-        let quoted = message_id.replace('\'', "''");
-        url.query_pairs_mut()
-            .append_pair("$filter", &format!("internetMessageId eq '{quoted}'"))
-            .append_pair("$select", "id");
-        // As a form has it, a space is "+", which OData takes for itself.
-        let query = url.query().unwrap_or_default().replace('+', "%20");
-        url.set_query(Some(&query));
+        let url = self.by_message_id(mailbox, "drafts", message_id);
         let mut call = Call::new("read", Method::GET, url);
         call.headers.insert(PREFER, IMMUTABLE_ID);
         let reply = expect(200, self.call(&call).await?)?;
@@ -431,7 +427,7 @@ async fn aside<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> 
         .map_err(|error| Answer::Lost(format!("a file could not be read: {error}")))
 }
 
-fn expect(status: u16, reply: Reply) -> Result<Reply, Answer> {
+pub(super) fn expect(status: u16, reply: Reply) -> Result<Reply, Answer> {
     if reply.response.status == status {
         Ok(reply)
     } else {

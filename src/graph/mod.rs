@@ -3,6 +3,7 @@
 pub mod client;
 pub mod draft;
 pub mod resource;
+pub mod sent;
 
 use bytes::Bytes;
 

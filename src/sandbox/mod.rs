@@ -48,7 +48,8 @@ pub use self::fault::{Operation, Rule};
 pub use self::limits::{Limits, RetryAfterForm};
 pub use self::mail::{Attachment, Form, Header, Mail, Recipient};
 pub use self::tenant::{
-    Assignment, FederatedCredential, MAIL_READ_WRITE, MAIL_SEND, Mailbox, TOKEN_EXCHANGE, Tenant,
+    Assignment, FederatedCredential, MAIL_READ, MAIL_READ_BASIC, MAIL_READ_WRITE, MAIL_SEND, Mailbox,
+    TOKEN_EXCHANGE, Tenant,
 };
 pub use self::witness::{Answered, Content, Delivery};
 

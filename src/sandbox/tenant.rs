@@ -7,6 +7,10 @@ use serde::{Deserialize, Serialize};
 pub const MAIL_SEND: &str = "Mail.Send";
 /// Creates, reads, changes and deletes mail.
 pub const MAIL_READ_WRITE: &str = "Mail.ReadWrite";
+/// Reads mail.
+pub const MAIL_READ: &str = "Mail.Read";
+/// Reads mail without bodies, attachments and extended properties.
+pub const MAIL_READ_BASIC: &str = "Mail.ReadBasic.All";
 
 /// What the tenant's administrator has set up.
 #[derive(Clone, Debug, Serialize, Deserialize)]

@@ -37,7 +37,8 @@ pub enum State {
     Held,
     /// Given up; kept with its reason for a while.
     Failed,
-    /// An attempt ended without an answer, and the policy waits for the operator.
+    /// An attempt ended without an answer: looked for in Sent Items when due, or waiting for the
+    /// operator.
     Unknown,
     /// Graph has it; only the record is kept, for a while, without content.
     Sent,
@@ -121,8 +122,9 @@ pub struct Entry {
     pub accepted: Timestamp,
     /// Attempts begun so far.
     pub attempts: u32,
-    /// The next attempt is not before this. `None` where none comes by itself: while sending, held
-    /// by the operator, unknown, failed or sent.
+    /// The next attempt is not before this; where the outcome of the last one is unknown, the next look
+    /// into Sent Items. `None` where none comes by itself: while sending, held by the operator, failed
+    /// or sent.
     pub due: Option<Timestamp>,
     /// What the last attempt said, in words, or why the operator did what he did.
     pub reason: Option<String>,
@@ -150,6 +152,8 @@ pub struct Arrival {
     pub attempts: u32,
     /// The next attempt is not before this.
     pub due: Timestamp,
+    /// Whether the outcome of the last attempt is unknown and to be found out first.
+    pub unknown: bool,
 }
 
 /// How an attempt ended, as the queue records it.
@@ -176,8 +180,10 @@ pub enum Settlement {
         /// Why.
         reason: String,
     },
-    /// Nobody can know whether it was sent; waits for the operator.
+    /// Nobody can know whether it was sent.
     Unknown {
+        /// The next look into Sent Items; `None` to wait for the operator.
+        due: Option<Timestamp>,
         /// What happened.
         reason: String,
     },

@@ -32,6 +32,7 @@
 //! accept         S0 S1 S2 queued             at the commit that makes the row, 250 is true
 //! begin attempt  queued | held, due → sending
 //! settle         sending → sent | queued (deferred) | held | failed | unknown
+//! verified       unknown, with a time → sent | queued | unknown, with or without a time
 //! operator       retry    queued | held | unknown | failed → queued, due now
 //!                hold     queued | held → held, without a time
 //!                release  held | unknown → queued, due now
@@ -41,7 +42,8 @@
 //!
 //! A row is committed away before its file is removed, and a file is synced before its row is
 //! committed: there may be a file without a message, which is swept, but never a message without its
-//! file. A crash while sending may send a message twice. It never sends none.
+//! file. A crash while sending may send a message twice, unless its policy says otherwise. It never sends
+//! none.
 
 mod content;
 mod entry;
@@ -58,7 +60,7 @@ mod writer;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use prometheus_client::metrics::counter::Counter;
@@ -310,6 +312,23 @@ impl Spool {
                 request_id,
             })
             .await
+    }
+
+    /// Records what was found out about a message whose outcome was unknown. Durable when it returns.
+    ///
+    /// # Errors
+    /// [`SpoolError::NotFound`] when it is not unknown any more, because the operator has decided.
+    pub async fn settle_unknown(&self, id: QueueId, settlement: Settlement) -> Result<(), SpoolError> {
+        self.shared.change(Change::SettleUnknown { id, settlement }).await
+    }
+
+    /// How many other messages with this one's mailbox and Message-ID may have been sent since this one
+    /// was accepted, less `slack`.
+    ///
+    /// # Errors
+    /// [`SpoolError::NotFound`], [`SpoolError::Failed`].
+    pub async fn namesakes(&self, id: QueueId, slack: Duration) -> Result<u64, SpoolError> {
+        self.shared.read(move |reader| reader.namesakes(id, slack)).await
     }
 
     /// Carries out an operator's action, durably. `reason` is kept with the message.

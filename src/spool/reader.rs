@@ -153,6 +153,30 @@ impl Reader {
         Ok((found.entry, Bytes::from(octets)))
     }
 
+    /// As [`Spool::namesakes`](super::Spool::namesakes).
+    pub(super) fn namesakes(&self, id: QueueId, slack: Duration) -> Result<u64, SpoolError> {
+        let entry = self.get(id)?;
+        let since = entry.accepted.checked_sub(slack).unwrap_or(Timestamp::MIN);
+        self.connection
+            .prepare_cached(
+                "SELECT count(*) FROM message
+                 WHERE state IN ('sent', 'sending', 'unknown') AND changed >= ?1 AND id <> ?2
+                   AND mailbox = ?3 AND json_extract(submission, '$.message_id') = ?4",
+            )
+            .and_then(|mut it| {
+                it.query_row(
+                    rusqlite::params![
+                        since.as_millisecond(),
+                        id.0,
+                        entry.submission.route.mailbox,
+                        entry.submission.message_id
+                    ],
+                    |row| count(row, 0),
+                )
+            })
+            .map_err(failed)
+    }
+
     /// As [`Spool::statistics`](super::Spool::statistics).
     ///
     /// # Errors

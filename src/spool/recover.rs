@@ -46,7 +46,7 @@ pub(super) fn recover(
 ) -> Result<Recovered, SpoolError> {
     let broken = |error: rusqlite::Error| not_read(directory, &error);
 
-    let (mut rows, mut findings) = read_rows(connection).map_err(broken)?;
+    let (mut rows, mut findings, policies) = read_rows(connection).map_err(broken)?;
     let mut recovery = Recovery::default();
     let files = look_at_files(directory, is_new, &rows, &findings, &mut recovery)?;
     rows.retain_mut(|row| {
@@ -76,6 +76,8 @@ pub(super) fn recover(
         sync(&directory.join(SET_ASIDE))?;
         sync(&directory.join(CONTENT))?;
     }
+    // The rule that a message came by may have a policy of its own.
+    let interrupted = |id: QueueId| policies.get(&id).copied().unwrap_or(interrupted);
     put_in_order(connection, &mut rows, findings, interrupted, now, &mut recovery).map_err(broken)?;
 
     let mut counts = Counts::default();
@@ -84,7 +86,7 @@ pub(super) fn recover(
     for row in &rows {
         *counts.of_mut(row.state) += 1;
         bytes += row.size;
-        if let (State::Queued | State::Held, Some(due)) = (row.state, row.due) {
+        if let (State::Queued | State::Held | State::Unknown, Some(due)) = (row.state, row.due) {
             arrivals.push(row.arrival(due));
         }
     }
@@ -116,8 +118,11 @@ pub(super) fn recover(
     })
 }
 
+/// What the rules say about interrupted messages, where they say something.
+type Policies = HashMap<QueueId, UnknownPolicy>;
+
 /// All messages that have content, by age, and the rows that are none.
-fn read_rows(connection: &Connection) -> rusqlite::Result<(Vec<Row>, Vec<Finding>)> {
+fn read_rows(connection: &Connection) -> rusqlite::Result<(Vec<Row>, Vec<Finding>, Policies)> {
     // Said in this way, the index finds them without reading the records of what was sent.
     let mut statement = connection.prepare(&format!(
         "SELECT {ROW_COLUMNS}, submission FROM message WHERE state < 'sent' OR state > 'sent' ORDER BY id"
@@ -125,9 +130,13 @@ fn read_rows(connection: &Connection) -> rusqlite::Result<(Vec<Row>, Vec<Finding
     let mut rows = statement.query([])?;
     let mut good = Vec::new();
     let mut bad = Vec::new();
+    let mut policies = Policies::new();
     while let Some(row) = rows.next()? {
         let read = Row::read(row).and_then(|it| {
-            submission(8, row)?;
+            let submission = submission(8, row)?;
+            if let (State::Sending, Some(policy)) = (it.state, submission.route.unknown) {
+                policies.insert(it.id, policy);
+            }
             Ok(it)
         });
         match read {
@@ -138,7 +147,7 @@ fn read_rows(connection: &Connection) -> rusqlite::Result<(Vec<Row>, Vec<Finding
             }),
         }
     }
-    Ok((good, bad))
+    Ok((good, bad, policies))
 }
 
 /// The lengths of the content files.
@@ -301,14 +310,15 @@ fn put_in_order(
     connection: &mut Connection,
     rows: &mut Vec<Row>,
     findings: Vec<Finding>,
-    interrupted: UnknownPolicy,
+    interrupted: impl Fn(QueueId) -> UnknownPolicy,
     now: Timestamp,
     recovery: &mut Recovery,
 ) -> rusqlite::Result<()> {
     let tx = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
     for row in rows.iter_mut().filter(|it| it.state == State::Sending) {
-        let (state, due) = match interrupted {
+        let (state, due) = match interrupted(row.id) {
             UnknownPolicy::Retry => (State::Queued, Some(now)),
+            UnknownPolicy::Verify => (State::Unknown, Some(now)),
             UnknownPolicy::Hold => (State::Unknown, None),
         };
         let why = "the gateway stopped during an attempt; whether it was sent is not known";

@@ -72,6 +72,11 @@ pub(super) enum Change {
         settlement: Settlement,
         request_id: Option<String>,
     },
+    /// What a look into Sent Items has found out about a message whose outcome was unknown.
+    SettleUnknown {
+        id: QueueId,
+        settlement: Settlement,
+    },
     Act {
         id: QueueId,
         action: Action,
@@ -110,6 +115,7 @@ pub(super) fn apply(
             settlement,
             request_id,
         } => settle(tx, *id, settlement, request_id.as_deref(), now, keep_sent),
+        Change::SettleUnknown { id, settlement } => settle_unknown(tx, *id, settlement, now, keep_sent),
         Change::Act { id, action, reason } => act(tx, *id, *action, reason, now),
         Change::SetDamaged { id, why } => set_damaged(tx, *id, why, now),
     }
@@ -149,6 +155,7 @@ fn accept(tx: &Transaction<'_>, it: &Acceptance, now: Timestamp) -> rusqlite::Re
             accepted: now,
             attempts: 0,
             due: now,
+            unknown: false,
         }),
         unneeded: None,
     })
@@ -210,7 +217,7 @@ fn settle(
         Settlement::Deferred { due, reason } => (State::Queued, Some(*due), Some(reason)),
         Settlement::Held { due, reason } => (State::Held, Some(*due), Some(reason)),
         Settlement::Failed { reason } => (State::Failed, None, Some(reason)),
-        Settlement::Unknown { reason } => (State::Unknown, None, Some(reason)),
+        Settlement::Unknown { due, reason } => (State::Unknown, *due, Some(reason)),
     };
     tx.prepare_cached(
         "UPDATE message SET state = ?2, due = ?3, reason = ?4, request_id = ?5, changed = ?6 WHERE id = ?1",
@@ -223,6 +230,46 @@ fn settle(
         request_id.map(shortened),
         now.as_millisecond()
     ])?;
+    Ok(Ok(row.moved(Some(state))))
+}
+
+/// Only while it is still unknown: the operator may have decided meanwhile. As long as it stays so its
+/// state has not changed, and `changed` tells since when nobody knows.
+fn settle_unknown(
+    tx: &Transaction<'_>,
+    id: QueueId,
+    settlement: &Settlement,
+    now: Timestamp,
+    keep_sent: bool,
+) -> rusqlite::Result<Result<Effect, SpoolError>> {
+    let row = match find(tx, id)? {
+        Some(row) if row.state == State::Unknown && row.due.is_some() => row,
+        _ => return Ok(Err(SpoolError::NotFound(id))),
+    };
+    let (state, due, reason) = match settlement {
+        Settlement::Sent => {
+            let effect = row.moved(keep_sent.then_some(State::Sent));
+            if keep_sent {
+                remove_content(tx, &row)?;
+                tx.prepare_cached(
+                    "UPDATE message SET state = 'sent', due = NULL, reason = NULL, changed = ?2 WHERE id = ?1",
+                )?
+                .execute(params![id.0, now.as_millisecond()])?;
+            } else {
+                remove(tx, &row)?;
+            }
+            return Ok(Ok(effect));
+        }
+        Settlement::Unknown { due, reason } => {
+            tx.prepare_cached("UPDATE message SET due = ?2, reason = ?3 WHERE id = ?1")?
+                .execute(params![id.0, due.map(not_before), shortened(reason)])?;
+            return Ok(Ok(row.moved(Some(State::Unknown))));
+        }
+        Settlement::Deferred { due, reason } => (State::Queued, Some(*due), reason),
+        Settlement::Held { due, reason } => (State::Held, Some(*due), reason),
+        Settlement::Failed { reason } => (State::Failed, None, reason),
+    };
+    set_state(tx, &row, state, due, reason, now)?;
     Ok(Ok(row.moved(Some(state))))
 }
 
@@ -249,7 +296,10 @@ fn act(
     };
     set_state(tx, &row, state, due, reason, now)?;
     let mut effect = row.moved(Some(state));
-    effect.arrival = due.map(|due| row.arrival(due));
+    effect.arrival = due.map(|due| Arrival {
+        unknown: false,
+        ..row.arrival(due)
+    });
     Ok(Ok(effect))
 }
 
@@ -356,6 +406,7 @@ impl Row {
             accepted: self.accepted,
             attempts: self.attempts,
             due,
+            unknown: self.state == State::Unknown,
         }
     }
 

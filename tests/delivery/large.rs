@@ -1,8 +1,11 @@
 //! Messages that are too large for one request: sent as drafts, whole, once, and to exactly the
 //! envelope, whatever fails on the way.
 
+use std::time::Duration;
+
 use base64_simd::STANDARD;
 use graphpost::address::Address;
+use graphpost::config::{self, UnknownPolicy};
 use graphpost::convert::Wishes;
 use graphpost::sandbox::{Form, Limits, Rule};
 use graphpost::spool::{QueueId, State};
@@ -12,14 +15,18 @@ use crate::rig::{MAILBOX, Rig, cloud, settings, submission};
 const FILE_OCTETS: usize = 8_000_000;
 
 async fn rig(large_messages: bool) -> Rig {
-    let cloud = cloud(Limits::default()).await;
+    rig_with(large_messages, settings(), Limits::default()).await
+}
+
+async fn rig_with(large_messages: bool, settings: config::Delivery, limits: Limits) -> Rig {
+    let cloud = cloud(limits).await;
     cloud.change_tenant(|it| it.roles = vec!["Mail.Send".to_owned(), "Mail.ReadWrite".to_owned()]);
     let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let wishes = Wishes {
         large_messages,
         ..Wishes::default()
     };
-    Rig::wishing(wishes, directory, settings(), cloud).await
+    Rig::wishing(wishes, directory, settings, cloud).await
 }
 
 fn file() -> Vec<u8> {
@@ -96,6 +103,34 @@ async fn a_failure_on_the_way_leaves_nothing_behind() {
         let rig = rig(true).await;
         rig.fault(vec![fault]);
         let id = accept(&rig).await;
+        is_delivered_whole(rig, id).await;
+    }
+}
+
+/// The answer to the last step is lost. A draft that has left Drafts was sent, whether or not it has come
+/// to Sent Items yet; one that stays was not.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_answer_is_found_out_by_the_draft() {
+    for deliver in [true, false] {
+        let settings = config::Delivery {
+            unknown: UnknownPolicy::Verify,
+            verify_time: Duration::from_secs(3),
+            ..settings()
+        };
+        let limits = Limits {
+            sent_items_delay_ms: 500,
+            ..Limits::default()
+        };
+        let rig = rig_with(true, settings, limits).await;
+        rig.fault(vec![Rule {
+            deliver,
+            ..once("send", "status", Some(504))
+        }]);
+        let id = accept(&rig).await;
+        let entry = rig
+            .wait_until(id, |it| it.state != State::Queued && it.state != State::Sending)
+            .await;
+        assert_eq!(entry.state, State::Unknown, "{entry:?}");
         is_delivered_whole(rig, id).await;
     }
 }

@@ -9,3 +9,4 @@ mod outcomes;
 mod pace;
 mod rig;
 mod stops;
+mod unknown;

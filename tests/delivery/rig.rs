@@ -164,11 +164,17 @@ impl Rig {
     }
 
     pub async fn accept(&self, mailbox: &str, subject: &str) -> QueueId {
+        self.accept_as(submission(mailbox, subject), subject).await
+    }
+
+    /// Takes a message with an envelope, a route or a Message-ID of its own.
+    pub async fn accept_as(&self, submission: Submission, subject: &str) -> QueueId {
+        let mailbox = &submission.route.mailbox;
         let content =
             format!("From: {mailbox}\r\nTo: ann@example.com\r\nSubject: {subject}\r\n\r\nHello\r\n");
         let mut incoming = self.spool.incoming().unwrap();
         incoming.write(content.as_bytes()).await.unwrap();
-        incoming.accept(submission(mailbox, subject)).await.unwrap().id()
+        incoming.accept(submission).await.unwrap().id()
     }
 
     /// Waits until a message is in this state.
@@ -223,6 +229,7 @@ pub fn submission(mailbox: &str, subject: &str) -> Submission {
             header_from: HeaderFrom::Mailbox,
             save_to_sent_items: true,
             format: None,
+            unknown: None,
         },
         message_id: format!("{subject}@erp.example"),
     }

@@ -38,6 +38,7 @@ pub fn check(data: &[u8]) {
         },
         save_to_sent_items: how & 8 == 0,
         format: None,
+        unknown: None,
     };
     let content = Bytes::copy_from_slice(data);
     for format in [Format::Auto, Format::Json, Format::Mime] {

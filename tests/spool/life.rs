@@ -168,7 +168,7 @@ async fn in_state(spool: &graphpost::spool::Spool, state: State) -> QueueId {
         }
         State::Held => Settlement::Held { due: later(), reason },
         State::Failed => Settlement::Failed { reason },
-        State::Unknown => Settlement::Unknown { reason },
+        State::Unknown => Settlement::Unknown { due: None, reason },
         State::Sent => Settlement::Sent,
     };
     spool.begin_attempt(id).await.unwrap();

@@ -125,7 +125,7 @@ async fn live(steps: Vec<Step>) {
                     State::Queued | State::Sending => Settlement::Deferred { due, reason },
                     State::Held => Settlement::Held { due, reason },
                     State::Failed => Settlement::Failed { reason },
-                    State::Unknown => Settlement::Unknown { reason },
+                    State::Unknown => Settlement::Unknown { due: None, reason },
                     State::Sent => Settlement::Sent,
                 };
                 let result = spool.settle(id, settlement, None).await;

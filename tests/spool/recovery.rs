@@ -63,7 +63,10 @@ async fn a_crash_after_any_step_loses_nothing() {
                 due,
                 reason: reason(),
             },
-            Settlement::Unknown { reason: reason() },
+            Settlement::Unknown {
+                due: None,
+                reason: reason(),
+            },
             Settlement::Failed { reason: reason() },
             Settlement::Sent,
         ] {

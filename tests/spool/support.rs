@@ -51,6 +51,7 @@ pub fn submission(from: &str, to: &[&str], mailbox: &str) -> Submission {
             header_from: HeaderFrom::Mailbox,
             save_to_sent_items: true,
             format: None,
+            unknown: None,
         },
         message_id: "1@erp.example".to_owned(),
     }

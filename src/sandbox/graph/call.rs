@@ -6,7 +6,7 @@ use axum::http::{Method, Uri};
 use super::error::GraphError;
 use super::store::Folder;
 use crate::sandbox::fault::Operation;
-use crate::sandbox::tenant::{MAIL_READ_WRITE, MAIL_SEND};
+use crate::sandbox::tenant::{MAIL_READ, MAIL_READ_BASIC, MAIL_READ_WRITE, MAIL_SEND};
 use crate::sandbox::{World, percent_decode};
 
 /// Where upload sessions live. The real ones are on another host, and their URLs mean nothing.
@@ -149,11 +149,13 @@ impl Call {
         }
     }
 
-    /// The permission it takes: <https://learn.microsoft.com/graph/permissions-reference>.
-    pub(super) fn role(&self) -> &'static str {
+    /// The permissions of which it takes one, the greatest first:
+    /// <https://learn.microsoft.com/graph/permissions-reference>.
+    pub(super) fn roles(&self) -> &'static [&'static str] {
         match self {
-            Call::SendMail { .. } | Call::Send { .. } => MAIL_SEND,
-            _ => MAIL_READ_WRITE,
+            Call::SendMail { .. } | Call::Send { .. } => &[MAIL_SEND],
+            Call::List { .. } | Call::Get { .. } => &[MAIL_READ_WRITE, MAIL_READ, MAIL_READ_BASIC],
+            _ => &[MAIL_READ_WRITE],
         }
     }
 

@@ -21,7 +21,7 @@ use crate::sandbox::entra::tokens::Invalid;
 use crate::sandbox::entra::{self, bearer_token};
 use crate::sandbox::fault::{Action, Fault};
 use crate::sandbox::mail::{Form, Mail, Recipient};
-use crate::sandbox::tenant::{Denied, Mailbox, NoMailbox};
+use crate::sandbox::tenant::{Denied, MAIL_READ_BASIC, Mailbox, NoMailbox};
 use crate::sandbox::wire::Peer;
 use crate::sandbox::witness::{Answered, Content, Delivery};
 use crate::sandbox::{World, guid, origin, reset};
@@ -158,18 +158,20 @@ impl Work {
             ));
         }
         let app = self.authenticate()?;
-        let mailbox = self.authorize(&app.1)?;
+        let (mailbox, role) = self.authorize(&app.1)?;
         let app = app.0;
         match &self.call {
             Call::SendMail { .. } => self.send_mail(&mailbox, &app),
             Call::CreateDraft { .. } => self.create_draft(&mailbox, &app),
-            Call::List { folder, query, .. } => self.list(&mailbox, *folder, query),
+            Call::List { folder, query, .. } => self.list(&mailbox, role, *folder, query),
             Call::Get { id, query, .. } => {
-                let value = self
+                check_query(query, &["$select", "$expand"])?;
+                let mut value = self
                     .world
                     .store()
                     .find(&mailbox.address, id)?
                     .show(self.immutable(), select(query));
+                basic(role, &mut value);
                 Ok(Success::new(StatusCode::OK, Some(value)))
             }
             Call::Delete { id, .. } => {
@@ -242,7 +244,8 @@ impl Work {
         Ok((token.client.clone(), token.roles.clone()))
     }
 
-    fn authorize(&self, roles: &[String]) -> Result<Mailbox, GraphError> {
+    /// The mailbox, and the permission by which it may be used.
+    fn authorize(&self, roles: &[String]) -> Result<(Mailbox, &'static str), GraphError> {
         let user = self.call.user().unwrap_or_default();
         let tenant = self.world.tenant();
         let mailbox = match tenant.mailbox(user) {
@@ -262,10 +265,17 @@ impl Work {
                 ));
             }
         };
-        match tenant.allows(roles, self.call.role(), &mailbox.address) {
-            Ok(()) => Ok(mailbox),
-            Err(Denied::NotGranted) => Err(GraphError::access_denied()),
-            Err(Denied::AccessPolicy) => Err(GraphError::new(
+        let mut denied = Denied::NotGranted;
+        for role in self.call.roles() {
+            match tenant.allows(roles, role, &mailbox.address) {
+                Ok(()) => return Ok((mailbox, role)),
+                Err(Denied::AccessPolicy) => denied = Denied::AccessPolicy,
+                Err(Denied::NotGranted) => {}
+            }
+        }
+        match denied {
+            Denied::NotGranted => Err(GraphError::access_denied()),
+            Denied::AccessPolicy => Err(GraphError::new(
                 403,
                 "ErrorAccessDenied",
                 "Access to OData is disabled: [RAOP] : Blocked by tenant configured AppOnly AccessPolicy settings.",
@@ -412,9 +422,26 @@ impl Work {
     fn list(
         &self,
         mailbox: &Mailbox,
+        role: &str,
         folder: Folder,
         query: &[(String, String)],
     ) -> Result<Success, GraphError> {
+        check_query(
+            query,
+            &["$select", "$filter", "$top", "$count", "$orderby", "$skip"],
+        )?;
+        let top = query.iter().find(|(name, _)| name == "$top");
+        let top = match top.map(|(_, value)| value.parse::<usize>()) {
+            None => PAGE,
+            Some(Ok(top @ 1..=1000)) => top,
+            Some(_) => {
+                return Err(GraphError::new(
+                    400,
+                    "RequestBroker--ParseUri",
+                    "The value of $top is not between 1 and 1000.",
+                ));
+            }
+        };
         let filter = query
             .iter()
             .find(|(name, _)| name == "$filter")
@@ -424,7 +451,12 @@ impl Work {
         let found: Vec<Value> = store
             .list(&mailbox.address, folder, id.as_deref())
             .into_iter()
-            .map(|it| it.show(self.immutable(), select(query)))
+            .take(top)
+            .map(|it| {
+                let mut value = it.show(self.immutable(), select(query));
+                basic(role, &mut value);
+                value
+            })
             .collect();
         Ok(Success::new(
             StatusCode::OK,
@@ -533,6 +565,33 @@ impl Work {
             delivered: Some(delivered),
             ..Success::new(StatusCode::ACCEPTED, None)
         })
+    }
+}
+
+/// Items of a list where `$top` does not say otherwise
+/// (<https://learn.microsoft.com/graph/api/user-list-messages>).
+const PAGE: usize = 10;
+
+/// An option that is not known is refused, as OData wants it (4.01, Protocol §11.2.1).
+fn check_query(query: &[(String, String)], known: &[&str]) -> Result<(), GraphError> {
+    match query
+        .iter()
+        .find(|(name, _)| name.starts_with('$') && !known.contains(&name.as_str()))
+    {
+        None => Ok(()),
+        Some((name, _)) => Err(GraphError::new(
+            400,
+            "BadRequest",
+            format!("The query parameter '{name}' is not supported."),
+        )),
+    }
+}
+
+/// Mail.ReadBasic.All shows everything but what people have written.
+fn basic(role: &str, value: &mut Value) {
+    if let (MAIL_READ_BASIC, Some(object)) = (role, value.as_object_mut()) {
+        object.remove("body");
+        object.remove("bodyPreview");
     }
 }
 

@@ -26,6 +26,7 @@ impl Dialogue {
             header_from: HeaderFrom::Mailbox,
             save_to_sent_items: false,
             format: None,
+            unknown: None,
         };
         Dialogue {
             session: Session::new(Arc::new(terms), "127.0.0.1".parse().expect("an address"), None),

@@ -1,0 +1,75 @@
+//! What became of a message whose answer was lost: looked for in Sent Items by its Message-ID, or by the
+//! immutable id of its draft. Reading takes a permission of its own: Mail.ReadBasic.All is the least,
+//! Mail.Read and Mail.ReadWrite will do
+//! (<https://learn.microsoft.com/graph/api/mailfolder-list-messages>).
+
+use jiff::Timestamp;
+use reqwest::{Method, Url};
+use serde::Deserialize;
+
+use super::client::{Call, Graph, Service};
+use super::draft::{DraftId, IMMUTABLE_ID, PREFER, Standing, expect};
+use crate::outcome::Answer;
+
+/// As many copies as are told apart.
+const MAX_COPIES: usize = 100;
+
+impl Graph {
+    /// How many copies with this Message-ID (with angle brackets) Sent Items has that were made since
+    /// then. None soon after the attempt proves nothing: a copy takes up to some minutes to appear.
+    ///
+    /// # Errors
+    /// Any answer but 200.
+    pub async fn sent_copies(
+        &self,
+        mailbox: &str,
+        message_id: &str,
+        since: Timestamp,
+    ) -> Result<usize, Answer> {
+        #[derive(Deserialize)]
+        struct Found {
+            value: Vec<Item>,
+        }
+        #[derive(Deserialize)]
+        #[serde(rename_all = "camelCase")]
+        struct Item {
+            /// Without it, the item cannot be told from one of earlier.
+            created_date_time: Timestamp,
+        }
+        let url = self.0.by_message_id(mailbox, "sentitems", message_id);
+        let mut call = Call::new("read", Method::GET, url);
+        call.headers.insert(PREFER, IMMUTABLE_ID);
+        let reply = expect(200, self.0.call(&call).await?)?;
+        let found: Found = serde_json::from_slice(&reply.body)
+            .map_err(|_| Answer::Lost("the answer is no list of messages".to_owned()))?;
+        Ok(found
+            .value
+            .iter()
+            .filter(|it| it.created_date_time >= since)
+            .count())
+    }
+
+    /// Where a draft stands.
+    ///
+    /// # Errors
+    /// Any answer but 200, and 404 for a draft that is not there.
+    pub async fn standing(&self, mailbox: &str, id: &DraftId) -> Result<Standing, Answer> {
+        self.0.standing(mailbox, id).await
+    }
+}
+
+impl Service {
+    /// The items of a folder with this Message-ID.
+    pub(super) fn by_message_id(&self, mailbox: &str, folder: &str, message_id: &str) -> Url {
+        let mut url = self.url(mailbox, &["mailFolders", folder, "messages"]);
+        let quoted = message_id.replace('\'', "''");
+        url.query_pairs_mut()
+            .append_pair("$filter", &format!("internetMessageId eq '{quoted}'"))
+            .append_pair("$select", "id,createdDateTime")
+            .append_pair("$top", &MAX_COPIES.to_string());
+        // As a form has it, a space is "+", which OData takes for itself; a "+" of the id is "%2B".
+        let query = url.query().unwrap_or_default().replace('+', "%20");
+        url.set_query(Some(&query));
+        url
+    }
+}
