@@ -36,7 +36,7 @@ use crate::spool::{self, Arrival, Entry, QueueId, Settlement, Spool, SpoolError}
 
 use attempt::{Begun, Ended};
 pub use control::{Closed, Control, LaneState, State, TroubleRecord};
-use control::{Recent, Request};
+use control::{Reasons, Recent, Request};
 use look::{Conclusion, Looked};
 use verdict::Verdict;
 
@@ -82,6 +82,7 @@ pub struct Delivery {
     settlements: JoinSet<Result<Option<Again>, SpoolError>>,
     requests: mpsc::Receiver<Request>,
     recent: Recent,
+    reasons: Reasons,
     stop: CancellationToken,
 }
 
@@ -110,6 +111,7 @@ impl Delivery {
             settlements: JoinSet::new(),
             requests,
             recent: Recent::default(),
+            reasons: Reasons::default(),
             stop: CancellationToken::new(),
         };
         (delivery, control)
@@ -290,6 +292,10 @@ impl Delivery {
             verdict::Scope::Mailbox => self.schedule.close_mailbox(mailbox, trouble, wait, now, random),
             verdict::Scope::Tenant => self.schedule.close_tenant(trouble, wait, now, random),
         };
+        match scope {
+            verdict::Scope::Mailbox => self.reasons.of_mailbox(mailbox, why),
+            verdict::Scope::Tenant => self.reasons.of_tenant(why),
+        }
         if closing.news {
             let wait = closing.until.saturating_duration_since(now);
             match (scope, trouble) {

@@ -25,6 +25,7 @@ pub mod outcome;
 pub mod message;
 pub mod event;
 pub mod metrics;
+pub mod diagnosis;
 pub mod config;
 pub mod envelope;
 pub mod address;

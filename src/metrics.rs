@@ -46,6 +46,15 @@ pub struct CredentialLabel {
     pub credential: String,
 }
 
+/// What was found, and how it is.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct FindingLabel {
+    /// One of a few fixed words; no address.
+    pub check: &'static str,
+    /// `warn` or `fail`.
+    pub status: &'static str,
+}
+
 /// A state of the queue.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct StateLabel {
@@ -118,6 +127,8 @@ pub struct Metrics {
     pub credential_in_use: Family<CredentialLabel, Gauge>,
     /// When a listener's certificate ends (Unix time).
     pub tls_certificate_expiry_timestamp_seconds: Family<ListenerLabel, Gauge>,
+    /// What must be mended, or is waited for, as `/readyz?verbose` tells it.
+    pub findings: Family<FindingLabel, Gauge>,
     /// Whether the last reload was taken: 1 or 0.
     pub config_last_reload_successful: Gauge,
 }
@@ -232,6 +243,11 @@ impl Metrics {
             tls_certificate_expiry_timestamp_seconds: register!(
                 "tls_certificate_expiry_timestamp_seconds",
                 "End of a listener's certificate",
+                Family::default()
+            ),
+            findings: register!(
+                "findings",
+                "What must be mended, or is waited for; /readyz?verbose tells what it is",
                 Family::default()
             ),
             config_last_reload_successful: register!(

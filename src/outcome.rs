@@ -16,6 +16,8 @@
 
 use std::time::Duration;
 
+use crate::diagnosis;
+
 /// What came back from one attempt.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Answer {
@@ -188,9 +190,9 @@ fn not_sent(step: &str, cause: &Answer) -> Outcome {
     let prefix = |why: String| format!("while {step}: {why}");
     match (judge(cause), cause) {
         (Outcome::Held { why, closes }, Answer::Response(Response { status: 403, .. })) => Outcome::Held {
-            why: format!(
-                "{}; drafts need Mail.ReadWrite for this mailbox: grant it, or set large_messages = false",
-                prefix(why)
+            why: diagnosis::reason(
+                &prefix(diagnosis::parts(&why).0.to_owned()),
+                "grant Mail.ReadWrite for this mailbox, which drafts need, or set large_messages = false",
             ),
             closes,
         },
@@ -235,7 +237,7 @@ fn judge_response(response: &Response) -> Outcome {
         closes,
     };
     let held = |closes, fix: &str| Outcome::Held {
-        why: format!("{why}; {fix}"),
+        why: diagnosis::reason(&why, fix),
         closes,
     };
     let failed = |enhanced| Outcome::Failed {
@@ -616,7 +618,7 @@ mod tests {
             panic!("not held")
         };
         assert!(
-            why.starts_with("404 ErrorInvalidUser: The requested user 'x' is invalid.; check the mailbox"),
+            why.starts_with("404 ErrorInvalidUser: The requested user 'x' is invalid; fix: check the mailbox"),
             "{why}"
         );
     }

@@ -31,13 +31,17 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 use crate::delivery::{self, Control};
+use crate::diagnosis::{Diagnosis, Health};
 use crate::event;
 use crate::identity::expiry::{self, UsedFor, Watched};
-use crate::metrics::{Metrics, StateLabel, StateValue};
+use crate::metrics::{FindingLabel, Metrics, StateLabel, StateValue};
 use crate::spool::{Action, Counts, Entry, Filter, QueueId, Spool, SpoolError, State};
 
 /// The most entries of one answer; a longer list is read on with `after`.
 const MAX_ENTRIES: usize = 1000;
+
+/// The first words of what can be found: the labels of the metric.
+const FINDINGS: [&str; 4] = ["token", "delivery", "mailbox", "certificate"];
 
 /// What the router shows.
 #[derive(Clone)]
@@ -114,6 +118,9 @@ pub struct Status {
     /// Every certificate in use.
     #[serde(default)]
     pub certificates: Vec<Watched>,
+    /// What must be mended, or is waited for, in the words of `graphpost check`.
+    #[serde(default)]
+    pub findings: Vec<Diagnosis>,
     /// This program's version.
     pub version: String,
 }
@@ -132,10 +139,22 @@ impl Admin {
         causes
     }
 
+    /// What must be mended, or is waited for.
+    fn findings(&self, delivery: Option<&delivery::State>, now: Timestamp) -> Vec<Diagnosis> {
+        let mut findings = delivery.map(|it| it.findings.clone()).unwrap_or_default();
+        for it in self.certificates.borrow().iter() {
+            let check = format!("certificate of {}", it.used_for);
+            let expiry = Diagnosis::expiry(check, it.not_after, it.used_for.renewal(), now);
+            findings.extend((expiry.status != Health::Ok).then_some(expiry));
+        }
+        findings
+    }
+
     async fn status(&self) -> Result<Status, SpoolError> {
         let statistics = self.spool.statistics().await?;
         let causes = self.causes();
         let certificates = self.certificates.borrow().clone();
+        let delivery = self.delivery.state().await;
         Ok(Status {
             ready: causes.is_empty(),
             causes,
@@ -143,7 +162,8 @@ impl Admin {
             bytes: statistics.bytes,
             oldest: statistics.oldest,
             free_bytes: statistics.free_bytes,
-            delivery: self.delivery.state().await,
+            findings: self.findings(delivery.as_ref(), Timestamp::now()),
+            delivery,
             token_expires: point(self.metrics.token_expiry_timestamp_seconds.get()),
             credential_expires: certificates
                 .iter()
@@ -183,6 +203,21 @@ async fn metrics(Shared(admin): Shared<Admin>) -> Response {
         }
         Err(error) => return failure(&error),
     }
+    let findings = admin.findings(admin.delivery.state().await.as_ref(), Timestamp::now());
+    for check in FINDINGS {
+        for status in [Health::Warn, Health::Fail] {
+            let number = findings
+                .iter()
+                .filter(|it| it.status == status && it.check.split(' ').next() == Some(check))
+                .count();
+            let status = status.as_str();
+            admin
+                .metrics
+                .findings
+                .get_or_create(&FindingLabel { check, status })
+                .set(gauge(number as u64));
+        }
+    }
     let content_type = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     ([(header::CONTENT_TYPE, content_type)], admin.metrics.encode()).into_response()
 }
@@ -218,13 +253,16 @@ async fn ready(Shared(admin): Shared<Admin>, Query(query): Query<Verbosity>) -> 
     .to_owned();
     if query.verbose.is_some() {
         let now = Timestamp::now();
-        let certificates = admin.certificates.borrow();
+        let certificates = admin.certificates.borrow().clone();
         let lines = causes
             .into_iter()
             .chain(certificates.iter().map(|it| ending(it, now)));
         for line in lines {
             text.push_str(&line);
             text.push('\n');
+        }
+        for finding in admin.findings(admin.delivery.state().await.as_ref(), now) {
+            text.push_str(&finding.text(0));
         }
     }
     (status, text).into_response()

@@ -56,6 +56,18 @@ fn write(html: &mut String, status: &Status, entries: &[Entry], now: Timestamp) 
         }
     }
     microsoft(html, status, now)?;
+    for finding in &status.findings {
+        write!(
+            html,
+            "<p class='state bad'>{}: {}",
+            Escaped(&finding.check),
+            Escaped(&finding.detail)
+        )?;
+        if let Some(fix) = &finding.fix {
+            write!(html, "<br><b>Fix:</b> {}", Escaped(fix))?;
+        }
+        write!(html, "</p>")?;
+    }
     write!(html, "<dl>")?;
     for state in State::ALL {
         write!(
@@ -289,6 +301,7 @@ fn octets(count: u64) -> String {
 mod tests {
     use super::*;
     use crate::address::Address;
+    use crate::diagnosis::Diagnosis;
     use crate::envelope::{Envelope, HeaderFrom, Origin, ReversePath, Route};
     use crate::spool::{Counts, Submission};
 
@@ -311,6 +324,7 @@ mod tests {
             token_expires: None,
             credential_expires: None,
             certificates: Vec::new(),
+            findings: vec![Diagnosis::fail("token", "<refused>", "upload <this> certificate")],
             version: "0.1.0".to_owned(),
         }
     }
@@ -377,7 +391,11 @@ mod tests {
     fn what_others_wrote_is_only_text() {
         let hostile = "<script>alert('x')</script>\"&";
         let html = render(&status(), &[entry(hostile)], time("2026-11-24T10:00:00Z"));
-        assert!(!html.contains("<script>"), "{html}");
+        assert!(!html.contains("<script>") && !html.contains("<this>"), "{html}");
+        assert!(
+            html.contains("token: &lt;refused&gt;<br><b>Fix:</b> upload &lt;this&gt; certificate</p>"),
+            "{html}"
+        );
         assert!(
             html.contains("&lt;script&gt;alert(&#39;x&#39;)&lt;/script&gt;&quot;&amp;"),
             "{html}"

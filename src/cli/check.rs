@@ -1,7 +1,11 @@
 //! `graphpost check`: what is in order and what is not, and the step that mends it.
 
+mod credential;
 mod files;
 mod host;
+mod mailbox;
+mod microsoft;
+mod network;
 
 use std::fmt::Write as _;
 use std::io::{self, Write};
@@ -11,7 +15,9 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use super::{ConfigFile, Failure, colours};
+use crate::address::Address;
 use crate::config::{Config, ConfigErrors, Environment, Findings};
+use crate::diagnosis::{Diagnosis, Health};
 
 /// Check the configuration and everything it needs
 ///
@@ -20,7 +26,7 @@ use crate::config::{Config, ConfigErrors, Environment, Findings};
 #[derive(Debug, Args)]
 #[command(
     after_help = "Exit status: 0 nothing fails, 1 something does, 78 error in the configuration.\n\n\
-                  Example: sudo -u graphpost graphpost check"
+                  Example: sudo -u graphpost graphpost check --send-to you@example.org"
 )]
 pub(super) struct Check {
     #[command(flatten)]
@@ -28,74 +34,30 @@ pub(super) struct Check {
     /// Ask nothing of Microsoft
     #[arg(long)]
     offline: bool,
-    /// As a JSON object
+    /// Send a message to this address from each mailbox of the sender table: only that shows for sure
+    /// that the application may
+    #[arg(long, value_name = "ADDRESS", conflicts_with = "offline", value_parser = address)]
+    send_to: Option<Address>,
+    /// Only this mailbox; may be given several times
+    #[arg(long, value_name = "MAILBOX", conflicts_with = "offline")]
+    mailbox: Vec<String>,
+    /// As a JSON object: "checks", each with "status" (ok, warn, fail, skip), "check", "detail" and
+    /// perhaps "fix"; and how many there are of each status
     #[arg(long)]
     json: bool,
 }
 
-/// How a check came out.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-enum Verdict {
-    Ok,
-    /// It works, but not for ever, or not as one would wish.
-    Warn,
-    Fail,
-    /// It could not be checked, which says nothing about how it is.
-    Skip,
-}
-
-/// One line of the report. The fields are the stable names of `--json`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-struct Line {
-    status: Verdict,
-    /// What was checked, the same word at every run.
-    check: String,
-    /// What was found.
-    detail: String,
-    /// The step to take.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    fix: Option<String>,
-}
-
-impl Line {
-    fn ok(check: impl Into<String>, detail: impl Into<String>) -> Line {
-        Line {
-            status: Verdict::Ok,
-            check: check.into(),
-            detail: detail.into(),
-            fix: None,
-        }
-    }
-
-    fn warn(check: impl Into<String>, detail: impl Into<String>, fix: impl Into<String>) -> Line {
-        Line {
-            status: Verdict::Warn,
-            fix: Some(fix.into()),
-            ..Line::ok(check, detail)
-        }
-    }
-
-    fn fail(check: impl Into<String>, detail: impl Into<String>, fix: impl Into<String>) -> Line {
-        Line {
-            status: Verdict::Fail,
-            fix: Some(fix.into()),
-            ..Line::ok(check, detail)
-        }
-    }
-
-    fn skip(check: impl Into<String>, detail: impl Into<String>) -> Line {
-        Line {
-            status: Verdict::Skip,
-            ..Line::ok(check, detail)
-        }
-    }
+fn address(text: &str) -> Result<Address, String> {
+    Address::parse(text)
+        .ok()
+        .filter(|it| it.domain().is_some())
+        .ok_or_else(|| "expected an address such as you@example.org".to_owned())
 }
 
 /// All that was found.
 #[derive(Debug, Serialize)]
 struct Report {
-    checks: Vec<Line>,
+    checks: Vec<Diagnosis>,
     ok: usize,
     warn: usize,
     fail: usize,
@@ -103,13 +65,13 @@ struct Report {
 }
 
 impl Report {
-    fn new(checks: Vec<Line>) -> Report {
+    fn new(checks: Vec<Diagnosis>) -> Report {
         let count = |status| checks.iter().filter(|it| it.status == status).count();
         Report {
-            ok: count(Verdict::Ok),
-            warn: count(Verdict::Warn),
-            fail: count(Verdict::Fail),
-            skip: count(Verdict::Skip),
+            ok: count(Health::Ok),
+            warn: count(Health::Warn),
+            fail: count(Health::Fail),
+            skip: count(Health::Skip),
             checks,
         }
     }
@@ -124,23 +86,18 @@ impl Report {
             .max()
             .unwrap_or(0);
         for line in &self.checks {
-            let (word, style) = match line.status {
-                Verdict::Ok => ("ok  ", "32"),
-                Verdict::Warn => ("warn", "33"),
-                Verdict::Fail => ("FAIL", "1;31"),
-                Verdict::Skip => ("skip", "2"),
+            let plain = line.text(width);
+            let style = match line.status {
+                Health::Ok => "32",
+                Health::Warn => "33",
+                Health::Fail => "1;31",
+                Health::Skip => "2",
             };
-            let word = if colour {
-                format!("\u{1b}[{style}m{word}\u{1b}[0m")
-            } else {
-                word.to_owned()
-            };
-            // A detail of several lines stays below itself.
-            let indent = format!("\n{:width$}", "", width = width + 8);
-            let detail = line.detail.replace('\n', &indent);
-            let _ = writeln!(text, "{word}  {:width$}  {detail}", line.check);
-            if let Some(fix) = &line.fix {
-                let _ = writeln!(text, "        fix: {}", fix.replace('\n', "\n             "));
+            match plain.split_at_checked(4).filter(|_| colour) {
+                Some((word, rest)) => {
+                    let _ = write!(text, "\u{1b}[{style}m{word}\u{1b}[0m{rest}");
+                }
+                None => text.push_str(&plain),
             }
         }
         let _ = writeln!(
@@ -164,7 +121,7 @@ impl Check {
             Ok(config) => config,
             Err(errors) => return self.refuse(errors),
         };
-        let report = Report::new(self.lines(&config, Timestamp::now()));
+        let report = Report::new(self.lines(&config, Timestamp::now())?);
         let mut out = io::stdout().lock();
         if self.json {
             let json = serde_json::to_string_pretty(&report).map_err(Failure::new)?;
@@ -180,8 +137,8 @@ impl Check {
         }
     }
 
-    fn lines(&self, config: &Config, now: Timestamp) -> Vec<Line> {
-        let mut lines = vec![Line::ok(
+    fn lines(&self, config: &Config, now: Timestamp) -> Result<Vec<Diagnosis>, Failure> {
+        let mut lines = vec![Diagnosis::ok(
             "configuration",
             format!(
                 "{}: {}, {}",
@@ -193,20 +150,17 @@ impl Check {
         lines.extend(warnings(&config.warnings));
         lines.extend(host::user());
         lines.extend(files::configuration(config));
-        lines.extend(files::credential(config, now));
+        lines.extend(credential::lines(&config.tenant, now));
         lines.extend(files::listeners(config, now));
         lines.extend(files::accounts(config));
         lines.extend(host::queue(config));
         lines.extend(host::addresses(config));
         if self.offline {
-            lines.push(Line::skip("microsoft", "not asked: --offline"));
+            lines.push(Diagnosis::skip("microsoft", "not asked: --offline"));
         } else {
-            lines.push(Line::skip(
-                "microsoft",
-                "not asked by this version: 'graphpost send' tries the token and the mailbox for real",
-            ));
+            lines.extend(microsoft::lines(config, &self.mailbox, self.send_to.as_ref())?);
         }
-        lines
+        Ok(lines)
     }
 
     /// The configuration itself has errors, so nothing else can be checked.
@@ -215,9 +169,9 @@ impl Check {
             return Err(errors.into());
         }
         let findings = errors.findings();
-        let lines = findings.iter().map(|it| Line {
+        let lines = findings.iter().map(|it| Diagnosis {
             fix: it.help.clone(),
-            ..Line::fail("configuration", described(findings, it), "")
+            ..Diagnosis::fail("configuration", described(findings, it), "")
         });
         let json = serde_json::to_string_pretty(&Report::new(lines.collect())).map_err(Failure::new)?;
         writeln!(io::stdout().lock(), "{json}")?;
@@ -225,14 +179,14 @@ impl Check {
     }
 }
 
-fn warnings(findings: &Findings) -> Vec<Line> {
-    let line = |it| Line {
-        status: Verdict::Warn,
-        ..Line::ok("configuration", described(findings, it))
+fn warnings(findings: &Findings) -> Vec<Diagnosis> {
+    let line = |it| Diagnosis {
+        status: Health::Warn,
+        ..Diagnosis::ok("configuration", described(findings, it))
     };
     findings
         .iter()
-        .map(|it| Line {
+        .map(|it| Diagnosis {
             fix: it.help.clone(),
             ..line(it)
         })
@@ -269,10 +223,10 @@ mod tests {
     #[test]
     fn a_report_is_read_from_its_end() {
         let report = Report::new(vec![
-            Line::ok("configuration", "a.toml"),
-            Line::warn("disk", "2 GB free\nof 3", "make room"),
-            Line::fail("key", "readable by all", "chmod 600\nchown root"),
-            Line::skip("microsoft", "not asked"),
+            Diagnosis::ok("configuration", "a.toml"),
+            Diagnosis::warn("disk", "2 GB free\nof 3", "make room"),
+            Diagnosis::fail("key", "readable by all", "chmod 600\nchown root"),
+            Diagnosis::skip("microsoft", "not asked"),
         ]);
         assert_eq!(
             report.text(false),

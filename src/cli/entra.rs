@@ -17,6 +17,8 @@ use crate::config::Config;
 use crate::identity::certificate::Certificate;
 use crate::identity::credential::read_certificate;
 
+pub(super) use powershell::quoted as powershell_quoted;
+
 /// Microsoft Graph's application id, the same in every tenant.
 const GRAPH_APP_ID: &str = "00000003-0000-0000-c000-000000000000";
 

@@ -1,6 +1,6 @@
 //! How others ask the running loop something, or tell it something.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -8,6 +8,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::Settings;
 use super::verdict;
+use crate::diagnosis::{Diagnosis, Health};
 use crate::outcome::Outcome;
 use crate::schedule::Trouble;
 use crate::spool::Entry;
@@ -38,6 +39,9 @@ pub struct State {
     pub in_flight: usize,
     /// The last attempts that did not end well, the newest last.
     pub troubles: Vec<TroubleRecord>,
+    /// What must be mended, or is waited for, in the words of `graphpost check`.
+    #[serde(default)]
+    pub findings: Vec<Diagnosis>,
 }
 
 /// Why something is closed, and until when.
@@ -103,6 +107,42 @@ impl Control {
     /// Goes by other settings from now on.
     pub async fn change(&self, settings: Settings) {
         let _ = self.0.send(Request::Change(Box::new(settings))).await;
+    }
+}
+
+/// Why what is closed is closed. There are no more of them than mailboxes in the sender table.
+#[derive(Debug, Default)]
+pub(super) struct Reasons {
+    tenant: String,
+    mailboxes: HashMap<String, String>,
+}
+
+impl Reasons {
+    pub(super) fn of_tenant(&mut self, why: &str) {
+        why.clone_into(&mut self.tenant);
+    }
+
+    pub(super) fn of_mailbox(&mut self, mailbox: &str, why: &str) {
+        self.mailboxes.insert(mailbox.to_owned(), why.to_owned());
+    }
+
+    /// What is closed now, with the reasons.
+    fn findings(&self, tenant: Option<&Closed>, lanes: &[LaneState]) -> Vec<Diagnosis> {
+        let health = |closed: &Closed| match closed.because.as_str() {
+            "hold" => Health::Fail,
+            _ => Health::Warn,
+        };
+        let mut findings = Vec::new();
+        if let Some(closed) = tenant {
+            findings.push(Diagnosis::of_reason(health(closed), "delivery", &self.tenant));
+        }
+        for lane in lanes {
+            if let (Some(closed), Some(why)) = (&lane.closed, self.mailboxes.get(&lane.mailbox)) {
+                let check = format!("mailbox {}", lane.mailbox);
+                findings.push(Diagnosis::of_reason(health(closed), check, why));
+            }
+        }
+        findings
     }
 }
 
@@ -175,8 +215,23 @@ impl super::Delivery {
             })
             .collect();
         lanes.sort_by(|a, b| a.mailbox.cmp(&b.mailbox));
+        let tenant = self.schedule.tenant().map(closed);
+        let mut findings = self.reasons.findings(tenant.as_ref(), &lanes);
+        // While the last token still does, only the token itself knows that there is no other.
+        if let Some(trouble) = self.settings.graph.token_trouble() {
+            let health = if trouble.credential {
+                Health::Fail
+            } else {
+                Health::Warn
+            };
+            let token = Diagnosis::of_reason(health, "token", &trouble.why);
+            // What holds the delivery is this very thing.
+            findings.retain(|it| it.check != "delivery" || it.detail != token.detail);
+            findings.insert(0, token);
+        }
         State {
-            closed: self.schedule.tenant().map(closed),
+            closed: tenant,
+            findings,
             lanes,
             in_flight: self.schedule.in_flight(),
             troubles: self.recent.0.iter().cloned().collect(),

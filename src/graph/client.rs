@@ -25,7 +25,7 @@ use serde_json::Value;
 
 use super::Request;
 use crate::config::Tenant;
-use crate::identity::{HttpsError, Token, Tokens, guid, https};
+use crate::identity::{HttpsError, Token, TokenError, Tokens, guid, https};
 use crate::metrics::{Metrics, RequestLabel};
 use crate::outcome::{Answer, Response};
 
@@ -166,6 +166,24 @@ impl Graph {
             Ok(reply) => Answer::Response(reply.response),
             Err(answer) => answer,
         }
+    }
+}
+
+impl Graph {
+    /// `GET /v1.0/users/{mailbox}/messages?$top=1&$select=id`: whether the application may read and
+    /// write mail in a mailbox, without changing anything in it. Answered 200 where it may.
+    pub async fn look_into(&self, mailbox: &str) -> Answer {
+        let mut url = self.0.url(mailbox, &["messages"]);
+        url.set_query(Some("$top=1&$select=id"));
+        match self.0.call(&Call::new("read", Method::GET, url)).await {
+            Ok(reply) => Answer::Response(reply.response),
+            Err(answer) => answer,
+        }
+    }
+
+    /// Why the last request for a token failed, if it did.
+    pub fn token_trouble(&self) -> Option<TokenError> {
+        self.0.tokens.trouble()
     }
 }
 

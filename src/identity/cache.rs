@@ -6,6 +6,7 @@
 use std::time::{Duration, Instant};
 
 use super::token::{Token, TokenError};
+use crate::diagnosis;
 
 /// Tokens are renewed this long before their end, or at half their life where that is shorter.
 const RENEW_BEFORE_END: Duration = Duration::from_secs(300);
@@ -88,6 +89,11 @@ impl Cache {
         }
     }
 
+    /// Why the last request failed, until one succeeds.
+    pub fn failure(&self) -> Option<&TokenError> {
+        self.failure.as_ref().map(|it| &it.error)
+    }
+
     /// Takes what Entra ID granted.
     pub fn granted(&mut self, grant: Grant, now: Instant) {
         let life = grant.expires_in;
@@ -130,9 +136,10 @@ impl Cache {
         self.refused = self.refused.saturating_add(1);
         if self.refused >= 2 {
             let error = TokenError {
-                why: "Graph refuses the tokens that Entra ID issues (401); check that authority and graph belong \
-                      to the same cloud"
-                    .to_owned(),
+                why: diagnosis::reason(
+                    "Graph refuses the tokens that Entra ID issues (401)",
+                    "check that authority and graph belong to the same cloud",
+                ),
                 credential: true,
                 code: None,
                 retry_after: None,

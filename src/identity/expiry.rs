@@ -17,6 +17,12 @@ pub const THRESHOLDS: [i64; 6] = [30, 14, 7, 3, 1, 0];
 /// As many certificates as are remembered at most. Each renewal adds one.
 const REMEMBERED_MAX: usize = 256;
 
+/// How the certificate of the application is replaced.
+pub const RENEW_APPLICATION: &str = "graphpost cert new --out DIR, upload the new certificate beside this one, name it \
+                                     in [tenant.next_credential], and reload";
+/// How the certificate of a listener is replaced.
+pub const RENEW_LISTENER: &str = "get a new certificate, then: systemctl reload graphpost";
+
 /// What a certificate is used for.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -25,6 +31,16 @@ pub enum UsedFor {
     Application(String),
     /// The TLS of the listener of this name.
     Listener(String),
+}
+
+impl UsedFor {
+    /// How it is replaced.
+    pub fn renewal(&self) -> &'static str {
+        match self {
+            UsedFor::Application(_) => RENEW_APPLICATION,
+            UsedFor::Listener(_) => RENEW_LISTENER,
+        }
+    }
 }
 
 impl fmt::Display for UsedFor {

@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use hyper_util::client::proxy::matcher::Matcher;
 use jiff::Timestamp;
 use reqwest::header::{HeaderMap, RETRY_AFTER};
 use reqwest::{Certificate, ClientBuilder, NoProxy, Proxy, Response, Url, redirect};
@@ -113,6 +114,40 @@ fn is_loopback(base: &str) -> bool {
         .trim_end_matches(']')
         .parse::<IpAddr>();
     host == "localhost" || address.is_ok_and(|it| it.is_loopback())
+}
+
+/// The proxy that a [`client`] for this address goes through, without its password: host, port, and
+/// whether the configuration or the environment names it.
+pub(crate) fn proxy(tenant: &config::Tenant, base: &str) -> Option<(String, u16, ProxyFrom)> {
+    let (matcher, from) = match &tenant.proxy {
+        Some(proxy) => {
+            let spared = std::env::var("NO_PROXY").or_else(|_| std::env::var("no_proxy"));
+            let matcher = Matcher::builder()
+                .all(proxy.as_str())
+                .no(spared.unwrap_or_default())
+                .build();
+            (matcher, ProxyFrom::Configuration)
+        }
+        None if is_loopback(base) => return None,
+        None => (Matcher::from_system(), ProxyFrom::Environment),
+    };
+    let intercept = matcher.intercept(&base.parse().ok()?)?;
+    let uri = intercept.uri();
+    let port = match uri.port_u16() {
+        Some(port) => port,
+        None if uri.scheme_str() == Some("https") => 443,
+        None => 80,
+    };
+    Some((uri.host()?.to_owned(), port, from))
+}
+
+/// Who names a proxy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ProxyFrom {
+    /// `tenant.proxy`.
+    Configuration,
+    /// `HTTPS_PROXY` and the like.
+    Environment,
 }
 
 /// An error and its causes in one line, without the URL: `error sending request: dns error: …`.

@@ -14,6 +14,7 @@ use super::entra::{REQUEST_TIMEOUT, read};
 use super::https::{self, HttpsError};
 use super::token::TokenError;
 use crate::config::{IdentityHost, ManagedIdentity};
+use crate::diagnosis;
 
 /// Whoever gives tokens to a machine is on it, or next to it.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -23,7 +24,7 @@ const MAX_KEY_OCTETS: u64 = 4096;
 
 const AGENT: &str = "the agent of Azure Arc";
 /// Where no OAuth answer comes.
-const ADVICE: &str = "is this machine where the environment variables say?";
+const ADVICE: &str = "check that this machine is where its environment variables say";
 
 /// A machine with an identity.
 #[derive(Debug)]
@@ -135,10 +136,12 @@ async fn answered(who: &'static str, request: RequestBuilder) -> Result<Grant, T
 
 async fn sent(request: RequestBuilder) -> Result<Response, TokenError> {
     request.send().await.map_err(|error| {
-        TokenError::passing(format!(
-            "no one here gives tokens to a managed identity: {}; is this machine in Azure, and does it have one?",
+        let what = format!(
+            "no one here gives tokens to a managed identity: {}",
             https::chain(&error)
-        ))
+        );
+        let fix = "give this machine an identity in Azure, or use a certificate: 'graphpost cert new'";
+        TokenError::passing(diagnosis::reason(&what, fix))
     })
 }
 
@@ -158,9 +161,9 @@ fn key_file(challenge: &str, directory: &Path) -> Option<PathBuf> {
 
 async fn read_key(file: &Path) -> Result<String, TokenError> {
     let unreadable = |why: &dyn std::fmt::Display| {
-        TokenError::credential(format!(
-            "{}: {why}; the service's account must be in the group himds",
-            file.display()
+        TokenError::credential(diagnosis::reason(
+            &format!("{}: {why}", file.display()),
+            "put the service's account into the group himds",
         ))
     };
     let mut key = String::new();

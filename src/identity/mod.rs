@@ -4,6 +4,7 @@ pub mod aadsts;
 pub mod assertion;
 mod cache;
 pub mod certificate;
+pub mod claims;
 pub mod credential;
 mod entra;
 pub mod expiry;
@@ -15,7 +16,7 @@ mod token;
 mod vault;
 
 pub use https::HttpsError;
-pub use token::{Token, TokenError, Tokens};
+pub use token::{Examined, Token, TokenError, Tokens};
 
 /// Why the application's identity cannot be set up.
 #[derive(Debug)]

@@ -8,6 +8,7 @@ use serde_json::Value;
 use super::aadsts;
 use super::cache::Grant;
 use super::token::{Token, TokenError};
+use crate::diagnosis;
 
 /// The life of a token whose answer does not say (RFC 6749 §5.1 only recommends `expires_in`).
 const UNSAID_LIFE: Duration = Duration::from_secs(300);
@@ -102,15 +103,14 @@ fn refusal(answer: &TokenAnswer<'_>, error: &str, json: &Value) -> TokenError {
         let direction = if ahead >= 0 { "ahead of" } else { "behind" };
         why.push_str(&format!("; this clock is {} s {direction} theirs", ahead.abs()));
     }
-    if let Some(explanation) = known {
-        why.push_str("; fix: ");
-        why.push_str(explanation.fix);
-    }
     if !description.is_empty() {
         why.push_str(&format!(" [{}]", line(description, 300)));
     }
     if let Some(trace_id) = json["trace_id"].as_str() {
         why.push_str(&format!(" trace_id={}", line(trace_id, 40)));
+    }
+    if let Some(explanation) = known {
+        why = diagnosis::reason(&why, explanation.fix);
     }
     TokenError {
         why,
@@ -132,7 +132,7 @@ fn without_json(answer: &TokenAnswer<'_>) -> TokenError {
     }
     if answer.status == 407 {
         return TokenError {
-            why: "the proxy asks for a login: give it in tenant.proxy".to_owned(),
+            why: diagnosis::reason("the proxy asks for a login", "give it in tenant.proxy"),
             credential: true,
             code: None,
             retry_after: None,
@@ -150,7 +150,7 @@ fn stranger(answer: &TokenAnswer<'_>, what: &str) -> TokenError {
         Some(_) => "other content",
     };
     TokenError {
-        why: format!("{} {what} ({shown}); {}", answer.who, answer.advice),
+        why: diagnosis::reason(&format!("{} {what} ({shown})", answer.who), answer.advice),
         credential: true,
         code: None,
         retry_after: answer.retry_after,

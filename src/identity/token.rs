@@ -11,10 +11,12 @@ use tokio::sync::OwnedMutexGuard;
 
 use super::IdentityError;
 use super::cache::{Advice, Cache, Grant};
+use super::claims::{self, TokenClaims};
 use super::entra::Entra;
 use super::expiry::{UsedFor, Watched};
 use super::managed::Machine;
 use crate::config::{ApplicationCredential, Tenant};
+use crate::diagnosis;
 use crate::event;
 use crate::metrics::{CredentialLabel, Metrics, ResultLabel};
 
@@ -41,6 +43,13 @@ impl Token {
     /// The Authorization field (RFC 6750 §2.1).
     pub fn authorization(&self) -> HeaderValue {
         self.0.clone()
+    }
+}
+
+impl Token {
+    /// What it says about the application, for people to read; `None` where it is not readable.
+    pub fn claims(&self) -> Option<TokenClaims> {
+        claims::read(self.0.to_str().ok()?.strip_prefix("Bearer ")?)
     }
 }
 
@@ -91,11 +100,31 @@ impl fmt::Display for TokenError {
 
 impl std::error::Error for TokenError {}
 
+/// What came of asking for a token with one of the credentials.
+#[derive(Debug)]
+pub struct Examined {
+    /// `current` or `next`.
+    pub credential: &'static str,
+    /// The token, or why there is none.
+    pub result: Result<Token, TokenError>,
+    /// The end of its certificate, where there is one and it has been seen.
+    pub expires: Option<Timestamp>,
+}
+
 /// Who gives tokens to the application.
 #[derive(Debug)]
 enum Issuer {
     Entra(Box<Entra>),
     Machine(Box<Machine>),
+}
+
+impl Issuer {
+    fn credential_expires(&self) -> Option<Timestamp> {
+        match self {
+            Issuer::Entra(entra) => entra.certificate().map(|it| it.not_after),
+            Issuer::Machine(_) => None,
+        }
+    }
 }
 
 /// The application and its tokens.
@@ -204,6 +233,26 @@ impl Tokens {
         certificates.into_iter().map(|(_, watched)| watched).collect()
     }
 
+    /// Asks with each of the credentials, one after the other, whatever is in the cache: to find out
+    /// how they are.
+    pub async fn examine(&self) -> Vec<Examined> {
+        let mut examined = Vec::new();
+        for (credential, issuer) in &self.0.issuers {
+            let result = self.0.request_from(issuer, None).await;
+            examined.push(Examined {
+                credential,
+                result: result.map(|grant| grant.token),
+                expires: issuer.credential_expires(),
+            });
+        }
+        examined
+    }
+
+    /// Why the last request for a token failed, if it did.
+    pub fn trouble(&self) -> Option<TokenError> {
+        lock(&self.0.cache).failure().cloned()
+    }
+
     /// Notes that Graph took a token, whatever it thought of the request.
     pub fn accept(&self, token: &Token) {
         lock(&self.0.cache).accepted(token);
@@ -269,11 +318,7 @@ impl Application {
     async fn request(&self, challenge: Option<&str>) -> Result<Grant, TokenError> {
         let mut refused: Option<(&str, TokenError)> = None;
         for (name, issuer) in &self.issuers {
-            let result = match issuer {
-                Issuer::Entra(entra) => entra.request(challenge).await,
-                Issuer::Machine(machine) => machine.request(&self.resource).await,
-            };
-            match result {
+            match self.request_from(issuer, challenge).await {
                 Ok(grant) => {
                     self.took(name, refused.as_ref());
                     return Ok(grant);
@@ -282,7 +327,10 @@ impl Application {
                     refused = Some(match refused {
                         None => (name, error),
                         Some((other, earlier)) => {
-                            let why = format!("{}; the {other} credential: {}", error.why, earlier.why);
+                            let (what, fix) = diagnosis::parts(&error.why);
+                            let (before, _) = diagnosis::parts(&earlier.why);
+                            let what = format!("{what}; the {other} credential: {before}");
+                            let why = fix.map_or_else(|| what.clone(), |it| diagnosis::reason(&what, it));
                             (name, TokenError { why, ..error })
                         }
                     });
@@ -294,6 +342,13 @@ impl Application {
             Some((_, error)) => error,
             None => TokenError::credential("there is no credential"),
         })
+    }
+
+    async fn request_from(&self, issuer: &Issuer, challenge: Option<&str>) -> Result<Grant, TokenError> {
+        match issuer {
+            Issuer::Entra(entra) => entra.request(challenge).await,
+            Issuer::Machine(machine) => machine.request(&self.resource).await,
+        }
     }
 
     /// Notes which credential gave a token.

@@ -19,6 +19,7 @@ use super::refusal::line;
 use super::token::{Token, TokenError};
 use super::{IdentityError, https};
 use crate::config::{ApplicationCredential, AssertionAlgorithm, Tenant, VaultIdentity, VaultObject};
+use crate::diagnosis;
 use crate::metrics::Metrics;
 
 const API_VERSION: &str = "7.4";
@@ -183,11 +184,12 @@ impl Vault {
             .and_then(|it| it.to_str().ok())
             .unwrap_or_default();
         let resource = resource_of(challenge, &self.root).ok_or_else(|| {
-            TokenError::credential(format!(
-                "{} asks for a token for another place ({}), and gets none; check the vault's address",
+            let what = format!(
+                "{} asks for a token for another place ({}), and gets none",
                 self.root,
                 line(challenge, 200)
-            ))
+            );
+            TokenError::credential(diagnosis::reason(&what, "check the vault's address"))
         })?;
         let grant = match &self.asker {
             Asker::Machine(machine) => machine.request(&resource).await?,
@@ -243,16 +245,17 @@ impl Vault {
             .collect::<Vec<_>>()
             .join(": ");
         let fix = match status {
-            401 => "; the vault belongs to another tenant, or the identity has been deleted",
-            403 => {
-                "; give the identity the role Key Vault Secrets User (secrets), Key Vault Certificate User \
-                 (certificates) or Key Vault Crypto User (signing), and let the vault's firewall pass it"
-            }
-            404 => "; check the name and the version",
-            _ => "",
+            401 => Some("use a vault of the identity's own tenant; check that the identity is still there"),
+            403 => Some(
+                "give the identity the role Key Vault Secrets User (secrets), Key Vault Certificate User \
+                 (certificates) or Key Vault Crypto User (signing), and let the vault's firewall pass it",
+            ),
+            404 => Some("check the name and the version"),
+            _ => None,
         };
+        let what = format!("the vault {} answers {status} {said}", self.root);
         Err(TokenError {
-            why: format!("the vault {} answers {status} {said}{fix}", self.root),
+            why: fix.map_or_else(|| what.clone(), |it| diagnosis::reason(&what, it)),
             credential: !matches!(status, 408 | 429 | 500..=599),
             code: None,
             retry_after,
@@ -268,7 +271,8 @@ impl Vault {
     }
 
     fn strange(&self, what: &str) -> TokenError {
-        TokenError::credential(format!("the vault {} gives {what}; check its address", self.root))
+        let what = format!("the vault {} gives {what}", self.root);
+        TokenError::credential(diagnosis::reason(&what, "check its address"))
     }
 }
 

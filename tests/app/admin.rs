@@ -98,8 +98,23 @@ async fn stays_ready_while_graph_is_down_and_the_queue_is_steered() {
     );
     let ready = http(admin, "GET /readyz?verbose", QUIET).await;
     assert!(ready.starts_with("HTTP/1.1 200 "), "{ready}");
+    assert!(
+        body(&ready).contains("\nFAIL  mailbox service@contoso.com  403 ErrorAccessDenied"),
+        "{ready}"
+    );
+    assert!(body(&ready).contains("        fix: grant Mail.Send for this mailbox"), "{ready}");
+    let brief = http(admin, "GET /readyz", QUIET).await;
+    assert_eq!(body(&brief), "ready\n");
     let status = http(admin, "GET /api/status", QUIET).await;
     let status: Value = serde_json::from_str(body(&status)).unwrap();
+    assert_eq!(status["findings"][0]["status"], "fail", "{status}");
+    let metrics = http(admin, "GET /metrics", QUIET).await;
+    for line in [
+        "graphpost_findings{check=\"mailbox\",status=\"fail\"} 1",
+        "graphpost_findings{check=\"token\",status=\"fail\"} 0",
+    ] {
+        assert!(body(&metrics).contains(line), "{line}\n{metrics}");
+    }
     assert_eq!(
         status["delivery"]["lanes"][0]["closed"]["because"], "hold",
         "{status}"
@@ -121,4 +136,48 @@ async fn stays_ready_while_graph_is_down_and_the_queue_is_steered() {
         .unwrap();
     gateway.shutdown().await;
     assert!(!socket.exists(), "the socket goes with the gateway");
+}
+
+/// What Entra ID refuses is told where the operator looks, in the words of `graphpost check`.
+#[tokio::test]
+async fn a_refused_token_is_a_finding_until_one_is_given() {
+    let site = Site::new().await;
+    let refuse = Rule {
+        operation: Some("token".to_owned()),
+        action: "aadsts".to_owned(),
+        code: Some(700_027.into()),
+        ..Rule::default()
+    };
+    site.cloud.set_faults(vec![refuse]).unwrap();
+    let gateway = site.start().await;
+    let admin = gateway.admin_address().unwrap();
+    let codes = send(gateway.smtp_addresses()[0], "erp@contoso.com", "one").await;
+    assert_eq!(codes.last().unwrap(), "250");
+    let found = async {
+        loop {
+            let answer = http(admin, "GET /api/status", QUIET).await;
+            let status: Value = serde_json::from_str(body(&answer)).unwrap();
+            // The delivery is told a moment after the token.
+            if status["delivery"]["closed"].is_object() {
+                return status;
+            }
+            tokio::task::yield_now().await;
+        }
+    };
+    let status = tokio::time::timeout(DEADLINE, found).await.unwrap();
+    let findings = status["findings"].as_array().unwrap();
+    assert_eq!(findings.len(), 1, "{findings:#?}");
+    assert_eq!(findings[0]["check"], "token");
+    assert_eq!(findings[0]["status"], "fail");
+    assert!(findings[0]["detail"].as_str().unwrap().contains("AADSTS700027"));
+    let explanation = graphpost::identity::aadsts::explain(700_027).unwrap();
+    assert_eq!(findings[0]["fix"], explanation.fix);
+    let page = http(admin, "GET /", QUIET).await;
+    assert!(page.contains("<b>Fix:</b> upload this certificate"), "{page}");
+    let metrics = http(admin, "GET /metrics", QUIET).await;
+    assert!(
+        metrics.contains("graphpost_findings{check=\"token\",status=\"fail\"} 1"),
+        "{metrics}"
+    );
+    gateway.shutdown().await;
 }

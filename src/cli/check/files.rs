@@ -10,31 +10,31 @@ use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
 use super::super::terminal::printable;
-use super::{Line, plural};
+use super::plural;
 use crate::accounts;
 use crate::config::{Auth, Config};
+use crate::diagnosis::Diagnosis;
 use crate::identity::certificate::{Certificate, KeyPair};
-use crate::identity::credential::{CredentialError, open_for_entra, open_for_tls};
-
-/// From so many days before its end a certificate is a warning, and then a failure: it is still good,
-/// but there is hardly time left to replace it in peace.
-const WARN_DAYS: i64 = 30;
-const FAIL_DAYS: i64 = 7;
+use crate::identity::credential::{CredentialError, open_for_tls};
+use crate::identity::expiry::RENEW_LISTENER;
 
 /// The configuration file itself, which may hold passwords.
-pub(super) fn configuration(config: &Config) -> Vec<Line> {
+pub(super) fn configuration(config: &Config) -> Vec<Diagnosis> {
     let holds_a_password = fs::read_to_string(&config.path)
         .ok()
         .and_then(|text| text.parse::<toml::Table>().ok())
         .is_some_and(|table| holds_a_password(&toml::Value::Table(table)));
     match readable_by_all(&config.path) {
-        true if holds_a_password => vec![Line::fail(
+        true if holds_a_password => vec![Diagnosis::fail(
             "configuration",
             format!(
                 "{} holds a password, and every user of this host may read it",
                 config.path.display()
             ),
-            format!("chmod o-rwx {}, or use password_file", config.path.display()),
+            format!(
+                "chmod o-rwx {}, or use password_file and secret_file",
+                config.path.display()
+            ),
         )],
         _ => Vec::new(),
     }
@@ -42,48 +42,16 @@ pub(super) fn configuration(config: &Config) -> Vec<Line> {
 
 fn holds_a_password(value: &toml::Value) -> bool {
     match value {
-        toml::Value::Table(table) => table
-            .iter()
-            .any(|(key, value)| (key == "password" && value.is_str()) || holds_a_password(value)),
+        toml::Value::Table(table) => table.iter().any(|(key, value)| {
+            (matches!(key.as_str(), "password" | "secret") && value.is_str()) || holds_a_password(value)
+        }),
         toml::Value::Array(items) => items.iter().any(holds_a_password),
         _ => false,
     }
 }
 
-/// The application's certificate and key.
-pub(super) fn credential(config: &Config, now: Timestamp) -> Vec<Line> {
-    // What is elsewhere than in files is for the check that asks.
-    let Some(credential) = config.tenant.credential.files() else {
-        return Vec::new();
-    };
-    let pair = match open_for_entra(credential) {
-        Ok(pair) => pair,
-        Err(error) => return vec![unusable("credential", &error)],
-    };
-    let what = format!(
-        "{} ({}, {})\nthumbprint {}\nSHA-256 {}",
-        printable(&pair.certificate.subject),
-        credential.certificate.display(),
-        pair.certificate.key,
-        pair.certificate.sha1_thumbprint(),
-        pair.certificate.sha256_thumbprint(),
-    );
-    let renew = "graphpost cert new --out DIR, upload the new certificate beside this one, then name it here";
-    vec![
-        Line::ok("credential", what),
-        expiry("credential", &pair.certificate, renew, now),
-        guarded(
-            "credential",
-            credential
-                .private_key
-                .as_deref()
-                .unwrap_or(&credential.certificate),
-        ),
-    ]
-}
-
 /// The certificates that clients see.
-pub(super) fn listeners(config: &Config, now: Timestamp) -> Vec<Line> {
+pub(super) fn listeners(config: &Config, now: Timestamp) -> Vec<Diagnosis> {
     let mut lines = Vec::new();
     for listener in &config.listeners {
         let Some(credential) = &listener.certificate else {
@@ -98,8 +66,7 @@ pub(super) fn listeners(config: &Config, now: Timestamp) -> Vec<Line> {
             }
         };
         lines.push(names(&check, &pair, &config.smtp.hostname));
-        let renew = "get a new certificate, then: systemctl reload graphpost";
-        lines.push(expiry(&check, &pair.certificate, renew, now));
+        lines.push(expiry(&check, &pair.certificate, RENEW_LISTENER, now));
         lines.push(guarded(
             &check,
             credential
@@ -111,58 +78,44 @@ pub(super) fn listeners(config: &Config, now: Timestamp) -> Vec<Line> {
     lines
 }
 
-fn unusable(check: &str, error: &CredentialError) -> Line {
+pub(super) fn unusable(check: &str, error: &CredentialError) -> Diagnosis {
     // The text says what is wrong, then what to do.
     let text = error.to_string();
     let (detail, fix) = text.split_once("; ").unwrap_or((&text, "name another file"));
-    Line::fail(check, detail, fix)
+    Diagnosis::fail(check, detail, fix)
 }
 
-fn expiry(check: &str, certificate: &Certificate, renew: &str, now: Timestamp) -> Line {
-    let (days, until) = (certificate.days_left(now), certificate.not_after);
+pub(super) fn expiry(check: &str, certificate: &Certificate, renew: &str, now: Timestamp) -> Diagnosis {
     if now < certificate.not_before {
-        return Line::fail(
+        return Diagnosis::fail(
             check,
             format!("is not valid before {}", certificate.not_before),
             "set this host's clock, or wait",
         );
     }
-    let left = match days {
-        ..0 => format!("expired on {until}"),
-        days => format!(
-            "expires in {}, on {until}",
-            plural(usize::try_from(days).unwrap_or(0), "day")
-        ),
-    };
-    if days <= FAIL_DAYS {
-        Line::fail(check, left, renew)
-    } else if days <= WARN_DAYS {
-        Line::warn(check, left, renew)
-    } else {
-        Line::ok(check, left)
-    }
+    Diagnosis::expiry(check, certificate.not_after, renew, now)
 }
 
 /// Which names clients find in a certificate.
-fn names(check: &str, pair: &KeyPair, hostname: &str) -> Line {
+fn names(check: &str, pair: &KeyPair, hostname: &str) -> Diagnosis {
     let names = subject_names(&pair.certificate.der);
     let shown = printable(&names.iter().cloned().collect::<Vec<_>>().join(", "));
     let subject = printable(&pair.certificate.subject);
     if names.is_empty() {
-        return Line::warn(
+        return Diagnosis::warn(
             check,
             format!("{subject}: names no host"),
             "clients that verify it will refuse it: get one with the name they connect to (subjectAltName)",
         );
     }
     if !names.iter().any(|it| matches(it, hostname)) {
-        return Line::warn(
+        return Diagnosis::warn(
             check,
             format!("is for {shown}, not for {hostname}"),
             "right if clients connect to one of those names; else get another, or set smtp.hostname",
         );
     }
-    Line::ok(check, format!("is for {shown}"))
+    Diagnosis::ok(check, format!("is for {shown}"))
 }
 
 fn subject_names(der: &[u8]) -> BTreeSet<String> {
@@ -194,20 +147,20 @@ fn matches(name: &str, host: &str) -> bool {
 }
 
 /// Whether a private key is for its owner and group alone.
-fn guarded(check: &str, key: &Path) -> Line {
+pub(super) fn guarded(check: &str, key: &Path) -> Diagnosis {
     if readable_by_all(key) {
-        return Line::fail(
+        return Diagnosis::fail(
             check,
             format!("every user of this host may read the key in {}", key.display()),
             format!("chmod o-rwx {0} && chgrp graphpost {0}", key.display()),
         );
     }
     match fs::metadata(key) {
-        Ok(it) => Line::ok(
+        Ok(it) => Diagnosis::ok(
             check,
             format!("the key is kept from other users (mode {:o})", it.mode() & 0o777),
         ),
-        Err(error) => Line::fail(check, format!("{}: {error}", key.display()), "mend the path"),
+        Err(error) => Diagnosis::fail(check, format!("{}: {error}", key.display()), "mend the path"),
     }
 }
 
@@ -216,7 +169,7 @@ fn readable_by_all(path: &Path) -> bool {
 }
 
 /// The accounts that clients log in with.
-pub(super) fn accounts(config: &Config) -> Vec<Line> {
+pub(super) fn accounts(config: &Config) -> Vec<Diagnosis> {
     let (Some(path), true) = (
         &config.accounts_file,
         config.listeners.iter().any(|it| it.auth != Auth::None),
@@ -226,7 +179,7 @@ pub(super) fn accounts(config: &Config) -> Vec<Line> {
     let known = match accounts::list(path) {
         Ok(known) => known,
         Err(error) => {
-            return vec![Line::fail(
+            return vec![Diagnosis::fail(
                 "accounts",
                 error.to_string(),
                 "mend the file; 'graphpost user add NAME' writes it",
@@ -236,9 +189,9 @@ pub(super) fn accounts(config: &Config) -> Vec<Line> {
     let mut lines = Vec::new();
     if known.is_empty() {
         let detail = format!("{} has none: no one can log in", path.display());
-        lines.push(Line::warn("accounts", detail, "graphpost user add NAME"));
+        lines.push(Diagnosis::warn("accounts", detail, "graphpost user add NAME"));
     } else {
-        lines.push(Line::ok(
+        lines.push(Diagnosis::ok(
             "accounts",
             format!("{} in {}", plural(known.len(), "account"), path.display()),
         ));
@@ -248,7 +201,7 @@ pub(super) fn accounts(config: &Config) -> Vec<Line> {
             "every user of this host may read the password hashes in {}",
             path.display()
         );
-        lines.push(Line::warn(
+        lines.push(Diagnosis::warn(
             "accounts",
             detail,
             format!("chmod o-rwx {}", path.display()),
@@ -261,7 +214,7 @@ pub(super) fn accounts(config: &Config) -> Vec<Line> {
                 rule.name,
                 printable(account)
             );
-            lines.push(Line::warn(
+            lines.push(Diagnosis::warn(
                 "accounts",
                 detail,
                 format!("graphpost user add {}", printable(account)),

@@ -7,17 +7,17 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use super::super::terminal::size;
-use super::Line;
 use crate::config::Config;
+use crate::diagnosis::Diagnosis;
 use crate::spool::{FileSystem, file_system};
 
 /// A disk that takes longer to sync than this makes every client wait.
 const SLOW_SYNC: Duration = Duration::from_millis(500);
 
 /// Who runs this.
-pub(super) fn user() -> Vec<Line> {
+pub(super) fn user() -> Vec<Diagnosis> {
     if rustix::process::geteuid().is_root() {
-        return vec![Line::skip(
+        return vec![Diagnosis::skip(
             "user",
             "root may read and bind everything; what the service may is shown by: sudo -u graphpost graphpost check",
         )];
@@ -31,23 +31,23 @@ fn is_running(config: &Config) -> bool {
 }
 
 /// The directory of the queue.
-pub(super) fn queue(config: &Config) -> Vec<Line> {
+pub(super) fn queue(config: &Config) -> Vec<Diagnosis> {
     let directory = &config.spool.directory;
     let shown = directory.display();
     if !directory.exists() {
         // The gateway makes it, or systemd with StateDirectory=.
         let existing = directory.ancestors().skip(1).find(|it| it.exists());
         return match existing.map(try_write) {
-            Some(Ok(_)) => vec![Line::ok(
+            Some(Ok(_)) => vec![Diagnosis::ok(
                 "queue",
                 format!("{shown} is not there yet; the gateway makes it"),
             )],
-            Some(Err(error)) => vec![Line::fail(
+            Some(Err(error)) => vec![Diagnosis::fail(
                 "queue",
                 format!("{shown} is not there, and cannot be made: {error}"),
                 format!("install -d -m 700 -o graphpost -g graphpost {shown}"),
             )],
-            None => vec![Line::fail(
+            None => vec![Diagnosis::fail(
                 "queue",
                 format!("{shown} cannot be made"),
                 "set spool.directory",
@@ -57,13 +57,13 @@ pub(super) fn queue(config: &Config) -> Vec<Line> {
     let mut lines = Vec::new();
     match file_system(directory) {
         Ok(FileSystem::Disk) => {}
-        Ok(FileSystem::Memory) => lines.push(Line::warn(
+        Ok(FileSystem::Memory) => lines.push(Diagnosis::warn(
             "queue",
             format!("{shown} is in memory: what it holds is lost when this host stops"),
             "set spool.directory to a directory on a disk",
         )),
         Err(error) => {
-            return vec![Line::fail(
+            return vec![Diagnosis::fail(
                 "queue",
                 error.to_string(),
                 "set spool.directory to a directory on a local disk",
@@ -71,19 +71,19 @@ pub(super) fn queue(config: &Config) -> Vec<Line> {
         }
     }
     match try_write(directory) {
-        Ok(took) if took > SLOW_SYNC => lines.push(Line::warn(
+        Ok(took) if took > SLOW_SYNC => lines.push(Diagnosis::warn(
             "queue",
             format!("{shown} can be written, but a sync took {} ms", took.as_millis()),
             "every message waits for one: use a faster disk, or find out what keeps this one busy",
         )),
-        Ok(took) => lines.push(Line::ok(
+        Ok(took) => lines.push(Diagnosis::ok(
             "queue",
             format!(
                 "{shown} can be written and synced ({:.1} ms)",
                 took.as_secs_f64() * 1000.0
             ),
         )),
-        Err(error) => lines.push(Line::fail(
+        Err(error) => lines.push(Diagnosis::fail(
             "queue",
             format!("{shown} cannot be written: {error}"),
             format!("it must belong to the user the gateway runs as: chown -R graphpost: {shown}"),
@@ -93,7 +93,7 @@ pub(super) fn queue(config: &Config) -> Vec<Line> {
     lines
 }
 
-fn space(config: &Config) -> Option<Line> {
+fn space(config: &Config) -> Option<Diagnosis> {
     let statistics = rustix::fs::statvfs(&config.spool.directory).ok()?;
     let free = statistics.f_bavail.saturating_mul(statistics.f_frsize);
     let least = config.spool.min_free_bytes;
@@ -104,16 +104,16 @@ fn space(config: &Config) -> Option<Line> {
     );
     let fix = "make room, or set spool.min_free_bytes and spool.max_bytes to what there is";
     Some(if free <= least {
-        Line::fail("disk", detail, fix)
+        Diagnosis::fail("disk", detail, fix)
     } else if free - least < config.spool.max_bytes {
         let all = size(config.spool.max_bytes);
-        Line::warn(
+        Diagnosis::warn(
             "disk",
             format!("{detail}; less than the {all} that the queue may grow to"),
             fix,
         )
     } else {
-        Line::ok("disk", detail)
+        Diagnosis::ok("disk", detail)
     })
 }
 
@@ -129,7 +129,7 @@ fn try_write(directory: &Path) -> io::Result<Duration> {
 }
 
 /// The addresses that the gateway listens on.
-pub(super) fn addresses(config: &Config) -> Vec<Line> {
+pub(super) fn addresses(config: &Config) -> Vec<Diagnosis> {
     let running = is_running(config);
     let listeners = config.listeners.iter().map(|it| {
         let named = it.name != it.address.to_string();
@@ -144,38 +144,38 @@ pub(super) fn addresses(config: &Config) -> Vec<Line> {
     listeners.chain(admin).collect()
 }
 
-fn address(check: &str, address: SocketAddr, running: bool) -> Line {
+fn address(check: &str, address: SocketAddr, running: bool) -> Diagnosis {
     let error = match TcpListener::bind(address) {
         Ok(_) if running && address.port() != 0 => {
-            return Line::warn(
+            return Diagnosis::warn(
                 check,
                 format!("{address} is free, though a gateway is running"),
                 "it runs with another configuration: systemctl restart graphpost",
             );
         }
-        Ok(_) => return Line::ok(check, format!("{address} is free")),
+        Ok(_) => return Diagnosis::ok(check, format!("{address} is free")),
         Err(error) => error,
     };
     let port = address.port();
     match error.kind() {
         io::ErrorKind::AddrInUse if running => {
-            Line::ok(check, format!("{address} is held by the running gateway"))
+            Diagnosis::ok(check, format!("{address} is held by the running gateway"))
         }
-        io::ErrorKind::AddrInUse => Line::fail(
+        io::ErrorKind::AddrInUse => Diagnosis::fail(
             check,
             format!("{address} is held by another program"),
             format!("find it with: ss -ltnp 'sport = :{port}'"),
         ),
-        io::ErrorKind::PermissionDenied => Line::fail(
+        io::ErrorKind::PermissionDenied => Diagnosis::fail(
             check,
             format!("{address}: this user may not listen on ports below 1024"),
             "AmbientCapabilities=CAP_NET_BIND_SERVICE in the unit (see its comments), or a port such as 2525",
         ),
-        io::ErrorKind::AddrNotAvailable => Line::fail(
+        io::ErrorKind::AddrNotAvailable => Diagnosis::fail(
             check,
             format!("{address}: this host has no such address"),
             "ip address shows those it has; 0.0.0.0 stands for all",
         ),
-        _ => Line::fail(check, format!("{address}: {error}"), "listen on another address"),
+        _ => Diagnosis::fail(check, format!("{address}: {error}"), "listen on another address"),
     }
 }

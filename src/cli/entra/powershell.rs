@@ -9,7 +9,7 @@ use super::{Application, GRAPH_APP_ID, Restriction, permissions};
 
 /// A single-quoted string: nothing in it is code, and a quote is written twice
 /// (about_Quoting_Rules). PowerShell takes the typographic quotes for quotes too.
-pub(super) fn quoted(text: &str) -> String {
+pub(in crate::cli) fn quoted(text: &str) -> String {
     let mut quoted = String::with_capacity(text.len() + 2);
     quoted.push('\'');
     for character in text.chars().filter(|it| !it.is_control()) {
