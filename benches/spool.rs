@@ -247,7 +247,7 @@ async fn whole_life(size: usize, producers: usize) -> (f64, f64) {
                 let permit = permits.clone().acquire_owned().await.unwrap();
                 let (spool, sent) = (spool.clone(), sent.clone());
                 tokio::spawn(async move {
-                    spool.begin_attempt(arrival.id).await.unwrap();
+                    spool.begin_attempt(arrival.id, 500).await.unwrap();
                     spool.settle(arrival.id, Settlement::Sent, None).await.unwrap();
                     sent.fetch_add(1, Ordering::Relaxed);
                     drop(permit);

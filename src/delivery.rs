@@ -34,7 +34,7 @@ use crate::postmaster::{Occasion, Postmaster};
 use crate::schedule::{Limits, Message, Next, Retry, Schedule, Trouble, Way};
 use crate::spool::{self, Arrival, Entry, QueueId, Settlement, Spool, SpoolError};
 
-use attempt::{Begun, Ended};
+use attempt::{Begun, Ended, Means};
 pub use control::{Closed, Control, LaneState, State, TroubleRecord};
 use control::{Reasons, Recent, Request};
 use look::{Conclusion, Looked};
@@ -156,15 +156,15 @@ impl Delivery {
                     self.under_way.insert(task.id(), id);
                 }
                 Next::Deliver { id, size } => {
-                    let attempt = attempt::attempt(
-                        id,
-                        size,
-                        self.spool.clone(),
-                        self.settings.graph.clone(),
-                        self.settings.wishes,
-                        self.memory.clone(),
-                        self.stop.clone(),
-                    );
+                    let means = Means {
+                        spool: self.spool.clone(),
+                        graph: self.settings.graph.clone(),
+                        wishes: self.settings.wishes,
+                        max_recipients: self.settings.delivery.max_recipients,
+                        memory: self.memory.clone(),
+                        stop: self.stop.clone(),
+                    };
+                    let attempt = attempt::attempt(id, size, means);
                     let task = self.attempts.spawn(attempt);
                     self.under_way.insert(task.id(), id);
                 }
@@ -567,9 +567,9 @@ impl Delivery {
             let lifetime = self.settings.delivery.lifetime;
             let reason = verdict::expired(lifetime, verdict::why(outcome));
             self.settlements.spawn(async move {
-                let entry = match spool.begin_attempt(id).await {
-                    Ok((entry, _)) => entry,
-                    Err(SpoolError::NotFound(_) | SpoolError::Damaged(..)) => return Ok(None),
+                let entry = match spool.get(id).await {
+                    Ok(entry) if entry.is_waiting() => entry,
+                    Ok(_) | Err(SpoolError::NotFound(_)) => return Ok(None),
                     // It is given up another time.
                     Err(SpoolError::Full(_) | SpoolError::Failed(_)) => {
                         return look_up(&spool, id, lifetime, FULL_WAIT).await;
@@ -592,8 +592,14 @@ impl Delivery {
                     request_id: entry.request_id.as_deref(),
                 };
                 postmaster.tell(&entry, occasion).await;
-                settle(&spool, id, Settlement::Failed { reason }, None).await?;
-                Ok(None)
+                match spool.give_up(id, &reason).await {
+                    // Or the operator has put it on hold or deleted it meanwhile: as he wishes.
+                    Ok(()) | Err(SpoolError::NotFound(_)) => Ok(None),
+                    Err(SpoolError::Full(_) | SpoolError::Failed(_)) => {
+                        look_up(&spool, id, lifetime, FULL_WAIT).await
+                    }
+                    Err(error) => Err(error),
+                }
             });
         }
     }

@@ -134,6 +134,13 @@ pub fn converted(id: &dyn Display, form: &dyn Display, why: &dyn Display) {
     debug!(target: "graphpost", id = %id, form = %form, why = %why, "converted");
 }
 
+/// A message has more recipients than a request takes: it is one group of them now, and these messages
+/// are the others.
+pub fn split(id: &dyn Display, others: &[impl Display]) {
+    let groups: Vec<String> = others.iter().map(ToString::to_string).collect();
+    info!(target: "graphpost", id = %id, groups = groups.join(","), "split into recipient groups");
+}
+
 /// Graph has taken a message.
 pub fn sent(attempt: &Attempt<'_>) {
     info!(

@@ -103,6 +103,10 @@ pub struct Metrics {
     pub spool_commits: Counter,
     /// Calls of fsync and fdatasync for the queue: the price of those messages.
     pub spool_syncs: Counter,
+    /// Transactions whose recipients were added to a message that was there already.
+    pub merged: Counter,
+    /// Recipient groups made of messages with more recipients than a request takes.
+    pub recipient_groups: Counter,
     /// Attempts by how they ended: `sent`, `deferred`, `held`, `failed`, `unknown`.
     pub delivery_attempts: Family<ResultLabel, Counter>,
     /// Looks into Sent Items for messages whose answer was lost: `sent`, `not_sent`, `open`, `held`.
@@ -191,6 +195,16 @@ impl Metrics {
             spool_syncs: register!(
                 "spool_syncs",
                 "Calls of fsync and fdatasync for the queue",
+                Counter::default()
+            ),
+            merged: register!(
+                "messages_merged",
+                "Transactions joined to a message that was there already",
+                Counter::default()
+            ),
+            recipient_groups: register!(
+                "recipient_groups",
+                "Groups made of messages with more recipients than a request takes",
                 Counter::default()
             ),
             delivery_attempts: register!(

@@ -350,6 +350,7 @@ fn filter(query: ListQuery) -> Result<Filter, String> {
         .transpose()
         .map_err(|error| error.to_string())?;
     Ok(Filter {
+        group_of: None,
         states,
         sender: query.sender,
         mailbox: query.mailbox,

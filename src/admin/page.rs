@@ -365,6 +365,7 @@ mod tests {
             request_id: None,
             changed: time("2026-11-24T09:00:00Z"),
             draft: None,
+            group_of: None,
         }
     }
 

@@ -172,6 +172,7 @@ impl Select {
             accepted_before: self
                 .older
                 .map(|it| Timestamp::now().checked_sub(it).unwrap_or(Timestamp::MIN)),
+            group_of: None,
             after: None,
             limit: PAGE,
         }

@@ -492,6 +492,15 @@ fn listener(reader: &Reader, mut section: Section<'_>, directories: &Directories
         ],
     );
     let plaintext_auth = section.list_or_none("plaintext_auth", value::network);
+    let merge_split = section.duration("merge_split", Duration::ZERO, Duration::ZERO);
+    if merge_split.value > MAX_MERGE_WINDOW {
+        reader.error(
+            &merge_split.place,
+            format!("{} is too long", merge_split.key),
+            "at most 30s",
+            "mail waits that long before it is sent".to_owned(),
+        );
+    }
     let cram_md5 = section.boolean("cram_md5").is_some_and(|it| it.value);
 
     let values = |it: &Spot<Vec<Spot<ipnet::IpNet>>>| it.value.iter().map(|it| it.value).collect::<Vec<_>>();
@@ -506,6 +515,7 @@ fn listener(reader: &Reader, mut section: Section<'_>, directories: &Directories
         auth: auth.as_ref().map(|it| it.value).unwrap_or_default(),
         cram_md5,
         plaintext_auth: plaintext_auth.as_ref().map_or_else(check::loopback, values),
+        merge_split: merge_split.value,
     });
     let written = WrittenListener {
         place: section.place.clone(),
@@ -594,6 +604,9 @@ fn sender(mut section: Section<'_>, at: usize, line_starts: &[usize]) -> Written
 
 const SECOND: Duration = Duration::from_secs(1);
 
+/// The longest time that mail may wait for the rest of what a smarthost has split.
+const MAX_MERGE_WINDOW: Duration = Duration::from_secs(30);
+
 fn smtp(reader: &Reader, mut section: Section<'_>, large_messages: bool) -> Smtp {
     let mut default = Smtp::default();
     if large_messages {
@@ -615,7 +628,7 @@ fn smtp(reader: &Reader, mut section: Section<'_>, large_messages: bool) -> Smtp
             .text("hostname", value::hostname)
             .map_or_else(system_name, |it| it.value),
         max_message_size: max_message_size.value,
-        max_recipients: number(&mut section, "max_recipients", default.max_recipients, 1000),
+        max_recipients: number(&mut section, "max_recipients", default.max_recipients, 50_000),
         max_connections: number(&mut section, "max_connections", default.max_connections, 100_000),
         max_connections_per_address: number(
             &mut section,
@@ -801,6 +814,8 @@ fn delivery(reader: &Reader, mut section: Section<'_>) -> Delivery {
             default.messages_per_minute.into(),
             1..=1_000_000,
         ) as u32,
+        // The most that a mailbox can be allowed (Set-Mailbox -RecipientLimits).
+        max_recipients: number(&mut section, "max_recipients", default.max_recipients, 1000),
         lifetime: lifetime.value,
         retry_first: retry_first.value,
         retry_max: retry_max.value,

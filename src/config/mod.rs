@@ -272,6 +272,8 @@ pub struct Listener {
     pub cram_md5: bool,
     /// Who may send a password without TLS.
     pub plaintext_auth: Vec<IpNet>,
+    /// How long a message waits for other transactions with the same mail; zero is not at all.
+    pub merge_split: Duration,
 }
 
 /// How a listener speaks TLS.
@@ -354,7 +356,7 @@ pub struct Smtp {
     pub hostname: String,
     /// The largest message, in octets of content after dot-unstuffing. Advertised as SIZE.
     pub max_message_size: u64,
-    /// The most recipients of one message.
+    /// The most recipients of one transaction.
     pub max_recipients: usize,
     /// The most connections at once, over all listeners.
     pub max_connections: usize,
@@ -399,8 +401,7 @@ impl Default for Smtp {
         Smtp {
             hostname: "localhost".to_owned(),
             max_message_size: LARGEST_SINGLE_REQUEST,
-            // What Exchange Online takes unless an administrator changed it.
-            max_recipients: 500,
+            max_recipients: 2000,
             max_connections: 1000,
             max_connections_per_address: 200,
             max_connections_per_network: 500,
@@ -467,6 +468,8 @@ pub struct Delivery {
     pub concurrency: usize,
     /// Messages a minute for one mailbox. Exchange Online allows 30.
     pub messages_per_minute: u32,
+    /// Recipients of one request; a message with more is sent in several.
+    pub max_recipients: usize,
     /// How long a message is tried before it fails.
     pub lifetime: Duration,
     /// The wait after the first failed attempt; doubled after each further one.
@@ -493,6 +496,8 @@ impl Default for Delivery {
             concurrency_per_mailbox: 4,
             concurrency: 32,
             messages_per_minute: 30,
+            // What Exchange Online takes unless an administrator changed it.
+            max_recipients: 500,
             // RFC 5321 §4.5.4.1: at least four to five days.
             lifetime: Duration::from_secs(4 * 86_400),
             retry_first: Duration::from_secs(30),

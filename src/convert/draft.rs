@@ -42,6 +42,7 @@ pub fn draft(mut message: Message, order: &Order<'_>) -> Result<Draft, usize> {
         message,
         attachments: later,
         message_id: format!("<{}>", order.message_id),
+        recipients: order.envelope.recipients.clone(),
     })
 }
 

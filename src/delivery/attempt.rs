@@ -63,16 +63,29 @@ pub(super) enum AttemptResult {
     Defect(String),
 }
 
-/// Makes one attempt. It is not begun once `stop` is cancelled.
-pub(super) async fn attempt(
-    id: QueueId,
-    size: u64,
-    spool: Spool,
-    graph: Graph,
-    wishes: Wishes,
-    memory: Arc<Semaphore>,
-    stop: CancellationToken,
-) -> Ended {
+/// What an attempt is made with.
+pub(super) struct Means {
+    pub spool: Spool,
+    pub graph: Graph,
+    pub wishes: Wishes,
+    /// A message with more is split.
+    pub max_recipients: usize,
+    /// Shared by all attempts.
+    pub memory: Arc<Semaphore>,
+    /// No attempt is begun once this is cancelled.
+    pub stop: CancellationToken,
+}
+
+/// Makes one attempt.
+pub(super) async fn attempt(id: QueueId, size: u64, means: Means) -> Ended {
+    let Means {
+        spool,
+        graph,
+        wishes,
+        max_recipients,
+        memory,
+        stop,
+    } = means;
     let permits = (size.min(MEMORY) * MEMORY_PER_OCTET).min(MEMORY) / PERMIT_OCTETS;
     // The semaphore is never closed; if it were, nothing would be begun.
     let _memory = tokio::select! {
@@ -83,7 +96,7 @@ pub(super) async fn attempt(
         () = stop.cancelled() => return Ended::NotBegun(Ok(())),
     };
     let start = Instant::now();
-    let (entry, content) = match spool.begin_attempt(id).await {
+    let (entry, content) = match spool.begin_attempt(id, max_recipients).await {
         Ok(begun) => begun,
         Err(error) => return Ended::NotBegun(Err(error)),
     };

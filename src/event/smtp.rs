@@ -27,6 +27,8 @@ pub struct Accepted<'a> {
     /// Another address that From shows as a name: nothing to refuse, for people may write what they
     /// like there, but worth knowing when somebody has been fooled.
     pub shown_as: Option<&'a str>,
+    /// Whether its recipients were added to a message that was there already (`merge_split`).
+    pub joined: bool,
 }
 
 /// A message is on the disk, and the client is told 250.
@@ -40,6 +42,7 @@ pub fn accepted(accepted: &Accepted<'_>) {
         message_id,
         route,
         shown_as,
+        joined,
     } = accepted;
     info!(
         target: "graphpost",
@@ -56,6 +59,7 @@ pub fn accepted(accepted: &Accepted<'_>) {
         rule = route.rule,
         mailbox = route.mailbox,
         shown_as,
+        joined = joined.then_some(true),
         "accepted"
     );
 }

@@ -6,6 +6,7 @@
 //! draft that has been sent is no draft any more. It is asked for by its immutable id, which it keeps
 //! when it moves to Sent Items (<https://learn.microsoft.com/graph/outlook-immutable-id>).
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -16,6 +17,7 @@ use serde_json::json;
 
 use super::client::{Call, Fate, Graph, Reply, Service};
 use super::resource::Attachment;
+use crate::address::Address;
 use crate::outcome::{Answer, Response};
 
 /// Files below 3 MB are posted to the draft, and larger ones uploaded in a session, which takes no
@@ -49,6 +51,8 @@ pub struct Draft {
     pub attachments: Vec<Attachment>,
     /// Its `internetMessageId`, with angle brackets.
     pub message_id: String,
+    /// All its recipients, in any order.
+    pub recipients: Vec<Address>,
 }
 
 /// The immutable id of a draft in a mailbox.
@@ -102,7 +106,7 @@ impl Graph {
         let cleared = match left_over {
             LeftOver::Nothing => Ok(Standing::Gone),
             LeftOver::Draft(id) => service.clear(mailbox, id).await,
-            LeftOver::Perhaps => service.sweep(mailbox, &draft.message_id).await,
+            LeftOver::Perhaps => service.sweep(mailbox, draft).await,
         };
         match cleared {
             Ok(Standing::Sent) => return found_sent(),
@@ -386,24 +390,56 @@ impl Service {
         Ok(standing)
     }
 
-    /// Removes drafts with the message's id. That one of them was sent is not concluded from this: there
+    /// Removes drafts with the message's id and recipients. Other recipients are another group of the same
+    /// message, whose draft is being filled. That one of them was sent is not concluded from this: there
     /// are devices that give all their mail the same Message-ID.
-    async fn sweep(&self, mailbox: &str, message_id: &str) -> Result<Standing, Answer> {
+    async fn sweep(&self, mailbox: &str, draft: &Draft) -> Result<Standing, Answer> {
         #[derive(Deserialize)]
         struct Found {
             value: Vec<Item>,
         }
         #[derive(Deserialize)]
+        #[serde(rename_all = "camelCase")]
         struct Item {
             id: String,
+            #[serde(default)]
+            to_recipients: Vec<Recipient>,
+            #[serde(default)]
+            cc_recipients: Vec<Recipient>,
+            #[serde(default)]
+            bcc_recipients: Vec<Recipient>,
         }
-        let url = self.by_message_id(mailbox, "drafts", message_id);
+        #[derive(Deserialize)]
+        #[serde(rename_all = "camelCase")]
+        struct Recipient {
+            email_address: EmailAddress,
+        }
+        #[derive(Deserialize)]
+        struct EmailAddress {
+            #[serde(default)]
+            address: String,
+        }
+        let url = self.by_message_id(mailbox, "drafts", &draft.message_id);
         let mut call = Call::new("read", Method::GET, url);
         call.headers.insert(PREFER, IMMUTABLE_ID);
         let reply = expect(200, self.call(&call).await?)?;
         let found: Found = serde_json::from_slice(&reply.body)
             .map_err(|_| Answer::Lost("the answer is no list of drafts".to_owned()))?;
+        let wanted: BTreeSet<String> = draft
+            .recipients
+            .iter()
+            .map(|it| it.as_str().to_lowercase())
+            .collect();
         for item in found.value {
+            let shown = [item.to_recipients, item.cc_recipients, item.bcc_recipients];
+            let there: BTreeSet<String> = shown
+                .iter()
+                .flatten()
+                .map(|it| it.email_address.address.to_lowercase())
+                .collect();
+            if there != wanted {
+                continue;
+            }
             self.delete(mailbox, &DraftId(item.id)).await?;
         }
         Ok(Standing::Gone)

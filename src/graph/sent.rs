@@ -65,7 +65,10 @@ impl Service {
         let quoted = message_id.replace('\'', "''");
         url.query_pairs_mut()
             .append_pair("$filter", &format!("internetMessageId eq '{quoted}'"))
-            .append_pair("$select", "id,createdDateTime")
+            .append_pair(
+                "$select",
+                "id,createdDateTime,toRecipients,ccRecipients,bccRecipients",
+            )
             .append_pair("$top", &MAX_COPIES.to_string());
         // As a form has it, a space is "+", which OData takes for itself; a "+" of the id is "%2B".
         let query = url.query().unwrap_or_default().replace('+', "%20");

@@ -85,6 +85,8 @@ pub struct Connection<S> {
     incoming: Option<Incoming>,
     /// Another address that its From field shows as a name.
     shown_as: Option<String>,
+    /// Whether it has a Message-ID of its own. Without one it is joined to nothing.
+    has_message_id: bool,
     failed_logins: u32,
     /// 354 is said, and the answer to the data is not.
     receiving: bool,
@@ -116,6 +118,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             stopping,
             incoming: None,
             shown_as: None,
+            has_message_id: false,
             failed_logins: 0,
             receiving: false,
         }
@@ -340,6 +343,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                 let head = head.finish();
                 self.incoming = Some(incoming);
                 self.shown_as = head.as_ref().and_then(|it| it.shown_as.clone());
+                self.has_message_id = head.as_ref().is_some_and(|it| it.message_id.is_some());
                 Event::DataReceived { head, nonce: nonce() }
             }
             Some(Discarding::TooLarge) => Event::DataTooLarge,
@@ -354,7 +358,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         };
         let size = incoming.size();
         let about = submission.clone();
-        let stored = incoming.accept(submission).await;
+        let window = if self.has_message_id {
+            self.listener.terms.listener.merge_split
+        } else {
+            Duration::ZERO
+        };
+        let stored = incoming.accept_within(submission, window).await;
         match &stored {
             Ok(receipt) => event::accepted(&event::Accepted {
                 id: &receipt.id(),
@@ -365,6 +374,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                 message_id: &about.message_id,
                 route: &about.route,
                 shown_as: self.shown_as.as_deref(),
+                joined: receipt.is_joined(),
             }),
             Err(error) => self.log_not_stored(error),
         }

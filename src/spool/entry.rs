@@ -135,6 +135,18 @@ pub struct Entry {
     /// The id in Exchange of the draft by which the last attempt sent it, if it made one.
     #[serde(skip)]
     pub draft: Option<String>,
+    /// The message that this is one recipient group of. A message with more recipients than one request
+    /// takes is split when its first attempt begins; the first group keeps the number of the message,
+    /// and each group is an entry of its own from then on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub group_of: Option<QueueId>,
+}
+
+impl Entry {
+    /// Whether an attempt comes by itself.
+    pub fn is_waiting(&self) -> bool {
+        self.state == State::Queued || self.state == State::Held && self.due.is_some()
+    }
 }
 
 /// What the delivery loop needs to know of a message before it takes it up.
@@ -248,6 +260,8 @@ pub struct Filter {
     pub recipient: Option<String>,
     /// Only messages accepted before this.
     pub accepted_before: Option<Timestamp>,
+    /// Only the recipient groups of this message.
+    pub group_of: Option<QueueId>,
     /// Only messages after this one, for the next page.
     pub after: Option<QueueId>,
     /// At most this many, oldest first; 0 means all.

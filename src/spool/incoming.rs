@@ -2,9 +2,11 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::content::{self, Content, ContentFile, Sweeper};
 use super::failure;
+use super::merge::Merge;
 use super::space::Reservation;
 use super::store::{Acceptance, Change};
 use super::{QueueId, Receipt, Shared, SpoolError, Submission};
@@ -115,14 +117,32 @@ impl Incoming {
     ///
     /// # Errors
     /// [`SpoolError::Full`], [`SpoolError::Failed`], [`SpoolError::Broken`]: the message never was.
-    pub async fn accept(mut self, submission: Submission) -> Result<Receipt, SpoolError> {
+    pub async fn accept(self, submission: Submission) -> Result<Receipt, SpoolError> {
+        self.accept_within(submission, Duration::ZERO).await
+    }
+
+    /// As [`Incoming::accept`]. Where a transaction with the same mail, from the same client and by the
+    /// same rule, was accepted less than `window` ago, the recipients of this one are added to that
+    /// message, which the receipt then names. Else the message waits that long for others, and its first
+    /// attempt with it. Whatever happens meanwhile, each recipient of each transaction that was accepted
+    /// is in the queue exactly once.
+    ///
+    /// # Errors
+    /// As [`Incoming::accept`].
+    pub async fn accept_within(
+        mut self,
+        submission: Submission,
+        window: Duration,
+    ) -> Result<Receipt, SpoolError> {
         if let Some(error) = self.failed.take() {
             return Err(error);
         }
         let text = serde_json::to_string(&submission)
             .map_err(|error| SpoolError::Failed(format!("submission: {error}")))?;
         let (content, digest) = self.finish().await?;
-        self.shared
+        let merge = Merge::of(&submission, &digest, window)?;
+        let done = self
+            .shared
             .change(Change::Accept(Box::new(Acceptance {
                 id: self.id,
                 mailbox: submission.route.mailbox,
@@ -132,9 +152,13 @@ impl Incoming {
                 digest,
                 content,
                 reservation: self.reservation,
+                merge,
             })))
             .await?;
-        Ok(Receipt(self.id))
+        Ok(Receipt {
+            id: done.id,
+            joined: done.id != self.id,
+        })
     }
 
     /// The whole content, a file's durable, and its digest.

@@ -30,7 +30,11 @@
 //!
 //! ```text
 //! accept         S0 S1 S2 queued             at the commit that makes the row, 250 is true
+//! join           queued → queued        recipients are added, until its window ends (`merge_split`)
 //! begin attempt  queued | held, due → sending
+//!                with more recipients than a request takes, in the same transaction: for the first
+//!                group of them; every other group becomes a message of its own, queued
+//! give up        queued | held, due → failed
 //! settle         sending → sent | queued (deferred) | held | failed | unknown
 //! verified       unknown, with a time → sent | queued | unknown, with or without a time
 //! operator       retry    queued | held | unknown | failed → queued, due now
@@ -40,6 +44,9 @@
 //! retention      sent, failed → S0
 //! ```
 //!
+//! The groups of a message share its content, which stands under the number of the message until the
+//! last of them needs it no more. Each has its own envelope, state and history.
+//!
 //! A row is committed away before its file is removed, and a file is synced before its row is
 //! committed: there may be a file without a message, which is swept, but never a message without its
 //! file. A crash while sending may send a message twice, unless its policy says otherwise. It never sends
@@ -48,8 +55,10 @@
 mod content;
 mod entry;
 mod failure;
+mod group;
 mod id;
 mod incoming;
+mod merge;
 mod open;
 mod reader;
 mod recover;
@@ -73,7 +82,7 @@ use content::Sweeper;
 use incoming::blocking;
 use space::Space;
 use store::Change;
-use writer::{Ask, Broken, Meters, Request, Writer};
+use writer::{Ask, Broken, Done, Meters, Request, Writer};
 
 pub use entry::{
     Action, Arrival, Counts, Entry, Filter, NotAState, Recovery, Settlement, SpoolError, State, Statistics,
@@ -99,12 +108,20 @@ const IDLE_READERS: usize = 8;
 /// Proof that a message is on the disk. Only [`Incoming::accept`] makes one, and the session cannot
 /// say 250 to mail data without one.
 #[derive(Debug)]
-pub struct Receipt(QueueId);
+pub struct Receipt {
+    id: QueueId,
+    joined: bool,
+}
 
 impl Receipt {
     /// The message it is for.
     pub fn id(&self) -> QueueId {
-        self.0
+        self.id
+    }
+
+    /// Whether the message was there already, and only recipients were added to it.
+    pub fn is_joined(&self) -> bool {
+        self.joined
     }
 }
 
@@ -117,7 +134,7 @@ pub struct Spool {
 struct Shared {
     writer: mpsc::Sender<Ask>,
     space: Arc<Space>,
-    next_id: AtomicI64,
+    next_id: Arc<AtomicI64>,
     file_threshold: usize,
     directory: PathBuf,
     content: PathBuf,
@@ -165,6 +182,7 @@ impl Spool {
             let _ = arrive.send(arrival);
         }
         let (ask, inbox) = mpsc::channel();
+        let next_id = Arc::new(AtomicI64::new(recovered.next_id));
         let writer = Writer {
             connection: opened.connection,
             inbox,
@@ -179,6 +197,7 @@ impl Spool {
             keep_failed: settings.keep_failed,
             max_sent: settings.max_messages,
             meters: Meters::new(metrics),
+            next_id: Arc::clone(&next_id),
             stalled: Vec::new(),
         };
         std::thread::Builder::new()
@@ -191,7 +210,7 @@ impl Spool {
         let shared = Arc::new(Shared {
             writer: ask,
             space,
-            next_id: AtomicI64::new(recovered.next_id),
+            next_id,
             file_threshold: settings.file_threshold.min(MAX_FILE_THRESHOLD),
             content: directory.join(CONTENT),
             directory,
@@ -260,17 +279,31 @@ impl Spool {
     /// Records that an attempt begins, durably, and gives the message. A queued message, or a held
     /// one that has a due time, may be attempted; whether it is due is the caller's judgement.
     ///
+    /// A message with more than `max_recipients` is split in the same transaction: this attempt is for the
+    /// first group, and the others are messages of their own, which arrive as such.
+    ///
     /// # Errors
     /// [`SpoolError::NotFound`] when it has been deleted or put on hold meanwhile: forget it.
     /// [`SpoolError::Damaged`] when its content is not what was stored; it is held now: forget it.
     /// [`SpoolError::Full`] or [`SpoolError::Failed`] when the attempt cannot be recorded or the
     /// content not read for now: try again later.
-    pub async fn begin_attempt(&self, id: QueueId) -> Result<(Entry, Bytes), SpoolError> {
+    pub async fn begin_attempt(
+        &self,
+        id: QueueId,
+        max_recipients: usize,
+    ) -> Result<(Entry, Bytes), SpoolError> {
         self.shared.whole()?;
         // First the content: what cannot be read is not attempted.
         match self.shared.read(move |reader| reader.message(id)).await {
             Ok((mut entry, content)) => {
-                self.shared.change(Change::BeginAttempt(id)).await?;
+                let done = self
+                    .shared
+                    .change(Change::BeginAttempt { id, max_recipients })
+                    .await?;
+                if let Some(stored) = done.stored {
+                    entry.submission = stored.submission;
+                    entry.group_of = stored.group_of;
+                }
                 entry.state = State::Sending;
                 entry.attempts += 1;
                 entry.due = None;
@@ -291,7 +324,10 @@ impl Spool {
     /// # Errors
     /// [`SpoolError::NotFound`] when no attempt was under way.
     pub async fn note_draft(&self, id: QueueId, draft: String) -> Result<(), SpoolError> {
-        self.shared.change(Change::NoteDraft { id, draft }).await
+        self.shared
+            .change(Change::NoteDraft { id, draft })
+            .await
+            .map(drop)
     }
 
     /// Records how an attempt ended. Durable when it returns. On a full disk it waits until there
@@ -312,6 +348,17 @@ impl Spool {
                 request_id,
             })
             .await
+            .map(drop)
+    }
+
+    /// Gives a waiting message up without an attempt. Durable when it returns; on a full disk it waits as
+    /// [`Spool::settle`] does, since its sender has been told.
+    ///
+    /// # Errors
+    /// [`SpoolError::NotFound`] when it does not wait any more.
+    pub async fn give_up(&self, id: QueueId, reason: &str) -> Result<(), SpoolError> {
+        let reason = reason.to_owned();
+        self.shared.change(Change::GiveUp { id, reason }).await.map(drop)
     }
 
     /// Records what was found out about a message whose outcome was unknown. Durable when it returns.
@@ -319,7 +366,10 @@ impl Spool {
     /// # Errors
     /// [`SpoolError::NotFound`] when it is not unknown any more, because the operator has decided.
     pub async fn settle_unknown(&self, id: QueueId, settlement: Settlement) -> Result<(), SpoolError> {
-        self.shared.change(Change::SettleUnknown { id, settlement }).await
+        self.shared
+            .change(Change::SettleUnknown { id, settlement })
+            .await
+            .map(drop)
     }
 
     /// How many other messages with this one's mailbox and Message-ID may have been sent since this one
@@ -337,7 +387,10 @@ impl Spool {
     /// [`SpoolError::NotFound`], or [`SpoolError::Refused`] where the state does not allow it.
     pub async fn act(&self, id: QueueId, action: Action, reason: &str) -> Result<(), SpoolError> {
         let reason = reason.to_owned();
-        self.shared.change(Change::Act { id, action, reason }).await
+        self.shared
+            .change(Change::Act { id, action, reason })
+            .await
+            .map(drop)
     }
 
     /// The same for many messages, with few commits.
@@ -359,7 +412,7 @@ impl Spool {
                 .collect();
             for (id, answer) in asked {
                 let result = match answer {
-                    Ok(answer) => self.shared.answer(answer).await,
+                    Ok(answer) => self.shared.answer(answer).await.map(drop),
                     Err(error) => Err(error),
                 };
                 results.push((id, result));
@@ -430,12 +483,12 @@ impl Spool {
 
 impl Shared {
     /// Has the writer make a change durable.
-    async fn change(&self, change: Change) -> Result<(), SpoolError> {
+    async fn change(&self, change: Change) -> Result<Done, SpoolError> {
         let answer = self.ask(change)?;
         self.answer(answer).await
     }
 
-    fn ask(&self, change: Change) -> Result<oneshot::Receiver<Result<(), SpoolError>>, SpoolError> {
+    fn ask(&self, change: Change) -> Result<oneshot::Receiver<Result<Done, SpoolError>>, SpoolError> {
         self.whole()?;
         let (reply, answer) = oneshot::channel();
         self.writer
@@ -444,7 +497,7 @@ impl Shared {
         Ok(answer)
     }
 
-    async fn answer(&self, answer: oneshot::Receiver<Result<(), SpoolError>>) -> Result<(), SpoolError> {
+    async fn answer(&self, answer: oneshot::Receiver<Result<Done, SpoolError>>) -> Result<Done, SpoolError> {
         answer.await.unwrap_or_else(|_| Err(self.ended()))
     }
 

@@ -16,7 +16,7 @@ use crate::event;
 const APPLICATION_ID: i32 = 0x4750_5350;
 
 /// The version of the tables, raised with every change to them.
-const SCHEMA_VERSION: i32 = 2;
+const SCHEMA_VERSION: i32 = 3;
 
 /// The queue's directory, locked, with its database.
 pub(super) struct Opened {
@@ -226,6 +226,12 @@ fn database(path: &Path) -> Result<Connection, Refusal> {
         let tx = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
         tx.execute_batch(store::SCHEMA_2)?;
         tx.pragma_update(None, "user_version", 2)?;
+        tx.commit()?;
+    }
+    if version < 3 {
+        let tx = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        tx.execute_batch(store::SCHEMA_3)?;
+        tx.pragma_update(None, "user_version", 3)?;
         tx.commit()?;
     }
     Ok(connection)

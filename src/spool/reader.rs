@@ -20,7 +20,7 @@ pub struct Reader {
 }
 
 /// The columns that [`entry`] takes, in its order.
-const COLUMNS: &str = "id, state, sender, mailbox, size, accepted, attempts, due, reason, request_id, changed, submission, draft";
+const COLUMNS: &str = "id, state, sender, mailbox, size, accepted, attempts, due, reason, request_id, changed, submission, draft, group_of";
 
 impl Reader {
     /// Opens the queue of this directory to read, whether or not a gateway runs on it.
@@ -58,6 +58,9 @@ impl Reader {
     /// [`SpoolError::Failed`] where the database cannot be read.
     pub fn list(&self, filter: &Filter) -> Result<Vec<Entry>, SpoolError> {
         let mut sql = format!("SELECT {COLUMNS} FROM message WHERE id > ?1 AND accepted < ?2");
+        if let Some(whole) = filter.group_of {
+            sql.push_str(&format!(" AND group_of = {}", whole.0));
+        }
         if !filter.states.is_empty() {
             let words: Vec<&str> = filter.states.iter().map(|it| it.as_str()).collect();
             sql.push_str(&format!(" AND state IN ('{}')", words.join("','")));
@@ -112,9 +115,14 @@ impl Reader {
         if !found.entry.state.has_content() {
             return Err(SpoolError::NotFound(id));
         }
+        // All groups of a message have its content.
+        let content_id = found.entry.group_of.unwrap_or(id);
         let damaged = |why: String| SpoolError::Damaged(id, why);
         let octets = if found.file {
-            let path = self.directory.join(super::CONTENT).join(content::file_name(id));
+            let path = self
+                .directory
+                .join(super::CONTENT)
+                .join(content::file_name(content_id));
             match content::read(&path, found.entry.size) {
                 Ok(octets) => octets,
                 Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
@@ -127,7 +135,10 @@ impl Reader {
         } else {
             self.connection
                 .prepare_cached("SELECT octets FROM content WHERE id = ?1")
-                .and_then(|mut it| it.query_row([id.0], |row| row.get::<_, Vec<u8>>(0)).optional())
+                .and_then(|mut it| {
+                    it.query_row([content_id.0], |row| row.get::<_, Vec<u8>>(0))
+                        .optional()
+                })
                 .map_err(failed)?
                 .ok_or_else(|| damaged("it is missing from the database".to_owned()))?
         };
@@ -196,8 +207,10 @@ impl Reader {
         statistics.bytes = self
             .connection
             .prepare_cached(
-                "SELECT coalesce(sum(size), 0) FROM message
-                 WHERE state IN ('queued', 'sending', 'held', 'unknown', 'failed')",
+                "SELECT coalesce(sum(size), 0) FROM (
+                     SELECT max(size) AS size FROM message
+                     WHERE state IN ('queued', 'sending', 'held', 'unknown', 'failed')
+                     GROUP BY coalesce(group_of, id))",
             )
             .and_then(|mut it| it.query_row([], |row| count(row, 0)))
             .map_err(failed)?;
@@ -221,8 +234,8 @@ impl Reader {
                 it.query_row([id.0], |row| {
                     Ok(Found {
                         entry: entry(row)?,
-                        file: row.get(13)?,
-                        digest: row.get(14)?,
+                        file: row.get(14)?,
+                        digest: row.get(15)?,
                     })
                 })
                 .optional()
@@ -294,6 +307,7 @@ fn entry(row: &Row<'_>) -> rusqlite::Result<Entry> {
         changed: timestamp(10, row.get(10)?)?,
         submission: submission(11, row)?,
         draft: row.get(12)?,
+        group_of: row.get::<_, Option<i64>>(13)?.map(QueueId),
     })
 }
 
@@ -316,6 +330,14 @@ pub(super) fn oldest(connection: &Connection) -> rusqlite::Result<Option<Timesta
             .query_row([state.as_str()], |row| row.get(1))?;
         oldest = oldest.into_iter().chain(accepted).min();
     }
+    // Groups are as old as their message, and have later numbers.
+    let group: Option<i64> = connection
+        .prepare_cached(
+            "SELECT min(accepted) FROM message
+             WHERE group_of IS NOT NULL AND state IN ('queued', 'sending', 'held', 'unknown')",
+        )?
+        .query_row([], |row| row.get(0))?;
+    oldest = oldest.into_iter().chain(group).min();
     oldest.map(|it| timestamp(1, it)).transpose()
 }
 

@@ -1,7 +1,7 @@
 //! What a crash, a full disk or somebody's hands have left in the queue, put in order when it is
 //! opened. Nothing is dropped in silence and nothing found here keeps the gateway from starting.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
@@ -32,7 +32,12 @@ pub(super) struct Recovered {
 /// Why a row or a file is not as it should be.
 enum Finding {
     /// A row that we cannot have written like this.
-    Unreadable { rowid: i64, why: String },
+    Unreadable {
+        rowid: i64,
+        /// The number under which its content is kept.
+        content: i64,
+        why: String,
+    },
     /// A message whose content file is not there or has another length.
     Damaged { row: Row, why: String },
 }
@@ -66,10 +71,17 @@ pub(super) fn recover(
             recovery.interrupted += 1;
         }
     }
+    let damaged = findings.iter().filter_map(|it| match it {
+        Finding::Damaged { row, .. } => Some(row),
+        Finding::Unreadable { .. } => None,
+    });
+    let needed: HashSet<i64> = rows.iter().chain(damaged).map(|it| it.content_id().0).collect();
     // First onto the disk at the side, then out of the database.
     for finding in &findings {
-        if let Finding::Unreadable { rowid, why } = finding {
-            set_row_aside(connection, directory, *rowid, why, &mut recovery)?;
+        if let Finding::Unreadable { rowid, content, why } = finding {
+            // What other groups of the message still need stays in its place.
+            let content = (!needed.contains(content)).then_some(*content);
+            set_row_aside(connection, directory, *rowid, content, why, &mut recovery)?;
         }
     }
     if !recovery.set_aside.is_empty() {
@@ -78,14 +90,26 @@ pub(super) fn recover(
     }
     // The rule that a message came by may have a policy of its own.
     let interrupted = |id: QueueId| policies.get(&id).copied().unwrap_or(interrupted);
-    put_in_order(connection, &mut rows, findings, interrupted, now, &mut recovery).map_err(broken)?;
+    put_in_order(
+        connection,
+        &mut rows,
+        findings,
+        &needed,
+        interrupted,
+        now,
+        &mut recovery,
+    )
+    .map_err(broken)?;
 
     let mut counts = Counts::default();
     let mut bytes = 0;
     let mut arrivals = Vec::new();
+    let mut counted = HashSet::new();
     for row in &rows {
         *counts.of_mut(row.state) += 1;
-        bytes += row.size;
+        if row.group_of.is_none_or(|whole| counted.insert(whole)) {
+            bytes += row.size;
+        }
         if let (State::Queued | State::Held | State::Unknown, Some(due)) = (row.state, row.due) {
             arrivals.push(row.arrival(due));
         }
@@ -133,7 +157,7 @@ fn read_rows(connection: &Connection) -> rusqlite::Result<(Vec<Row>, Vec<Finding
     let mut policies = Policies::new();
     while let Some(row) = rows.next()? {
         let read = Row::read(row).and_then(|it| {
-            let submission = submission(8, row)?;
+            let submission = submission(9, row)?;
             if let (State::Sending, Some(policy)) = (it.state, submission.route.unknown) {
                 policies.insert(it.id, policy);
             }
@@ -143,6 +167,7 @@ fn read_rows(connection: &Connection) -> rusqlite::Result<(Vec<Row>, Vec<Finding
             Ok(row) => good.push(row),
             Err(error) => bad.push(Finding::Unreadable {
                 rowid: row.get(0)?,
+                content: row.get::<_, Option<i64>>(8)?.map_or_else(|| row.get(0), Ok)?,
                 why: error.to_string(),
             }),
         }
@@ -155,8 +180,8 @@ struct Files(HashMap<i64, u64>);
 
 impl Files {
     fn trouble(&self, row: &Row) -> Option<String> {
-        let name = content::file_name(row.id);
-        match self.0.get(&row.id.0) {
+        let name = content::file_name(row.content_id());
+        match self.0.get(&row.content_id().0) {
             None => Some(format!("its content file {CONTENT}/{name} is missing")),
             Some(&length) if length != row.size => Some(format!(
                 "its content file {CONTENT}/{name} has {length} octets, and {} were accepted",
@@ -179,9 +204,9 @@ fn look_at_files(
     let known: HashMap<i64, ()> = rows
         .iter()
         .filter(|it| it.file)
-        .map(|it| (it.id.0, ()))
+        .map(|it| (it.content_id().0, ()))
         .chain(findings.iter().filter_map(|it| match it {
-            Finding::Unreadable { rowid, .. } => Some((*rowid, ())),
+            Finding::Unreadable { content, .. } => Some((*content, ())),
             Finding::Damaged { .. } => None,
         }))
         .collect();
@@ -232,6 +257,7 @@ fn set_row_aside(
     connection: &Connection,
     directory: &Path,
     rowid: i64,
+    content: Option<i64>,
     why: &str,
     recovery: &mut Recovery,
 ) -> Result<(), SpoolError> {
@@ -242,8 +268,11 @@ fn set_row_aside(
     write_aside(&path, &text).map_err(|error| unusable(&path, &error))?;
     recovery.set_aside.push(path);
 
+    let Some(content) = content else {
+        return Ok(());
+    };
     let to = free_name(directory, &format!("{name}.eml"));
-    let file = directory.join(CONTENT).join(content::file_name(QueueId(rowid)));
+    let file = directory.join(CONTENT).join(content::file_name(QueueId(content)));
     match std::fs::rename(&file, &to) {
         Ok(()) => {
             recovery.set_aside.push(to);
@@ -253,7 +282,7 @@ fn set_row_aside(
         Err(error) => return Err(unusable(&file, &error)),
     }
     let octets: Result<Vec<u8>, _> =
-        connection.query_row("SELECT octets FROM content WHERE id = ?1", [rowid], |row| {
+        connection.query_row("SELECT octets FROM content WHERE id = ?1", [content], |row| {
             row.get(0)
         });
     match octets {
@@ -310,6 +339,7 @@ fn put_in_order(
     connection: &mut Connection,
     rows: &mut Vec<Row>,
     findings: Vec<Finding>,
+    needed: &HashSet<i64>,
     interrupted: impl Fn(QueueId) -> UnknownPolicy,
     now: Timestamp,
     recovery: &mut Recovery,
@@ -328,9 +358,11 @@ fn put_in_order(
     }
     for finding in findings {
         match finding {
-            Finding::Unreadable { rowid, .. } => {
+            Finding::Unreadable { rowid, content, .. } => {
                 tx.execute("DELETE FROM message WHERE id = ?1", [rowid])?;
-                tx.execute("DELETE FROM content WHERE id = ?1", [rowid])?;
+                if !needed.contains(&content) {
+                    tx.execute("DELETE FROM content WHERE id = ?1", [content])?;
+                }
             }
             Finding::Damaged { mut row, why } => {
                 event::damaged(&row.id, &why);

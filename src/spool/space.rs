@@ -30,11 +30,14 @@ struct Ledger {
 }
 
 /// A change of one message, as the ledger sees it. `None` is outside the queue.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Move {
     pub from: Option<State>,
     pub to: Option<State>,
-    pub size: u64,
+    /// Octets of content that come with it.
+    pub came: u64,
+    /// Octets of content that go: none as long as another recipient group still needs them.
+    pub went: u64,
 }
 
 impl Space {
@@ -109,20 +112,15 @@ impl Space {
     /// Enters what a commit has changed.
     pub(super) fn enter(&self, moves: &[Move]) {
         let mut ledger = self.ledger();
-        for &Move { from, to, size } in moves {
+        for &Move { from, to, came, went } in moves {
             if let Some(from) = from {
                 let count = ledger.counts.of_mut(from);
                 *count = count.saturating_sub(1);
-                if from.has_content() {
-                    ledger.bytes = ledger.bytes.saturating_sub(size);
-                }
             }
             if let Some(to) = to {
                 *ledger.counts.of_mut(to) += 1;
-                if to.has_content() {
-                    ledger.bytes += size;
-                }
             }
+            ledger.bytes = (ledger.bytes + came).saturating_sub(went);
         }
         self.show(&ledger);
     }
@@ -242,9 +240,9 @@ mod tests {
         let mut reservation = space.reserve().unwrap();
         reservation.grow(70).unwrap();
         space.enter(&[Move {
-            from: None,
             to: Some(State::Queued),
-            size: 70,
+            came: 70,
+            ..Move::default()
         }]);
         assert!(is_full(space.admits(31)));
         drop(reservation);
@@ -252,14 +250,14 @@ mod tests {
         space.enter(&[Move {
             from: Some(State::Queued),
             to: Some(State::Sent),
-            size: 70,
+            went: 70,
+            ..Move::default()
         }]);
         let (counts, bytes) = space.totals();
         assert_eq!((counts.sent, counts.kept(), bytes), (1, 0, 0));
         space.enter(&[Move {
             from: Some(State::Sent),
-            to: None,
-            size: 70,
+            ..Move::default()
         }]);
         assert_eq!(space.totals(), (Counts::default(), 0));
     }

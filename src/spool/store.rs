@@ -1,14 +1,17 @@
 //! The database: its tables, and every change that can be made to a message. Blocking; only the
 //! writer's thread uses it.
 
+use std::sync::atomic::AtomicI64;
 use std::time::Duration;
 
 use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension, Transaction, params};
 
 use super::content::{self, Content};
+use super::group;
+use super::merge::{self, Merge};
 use super::space::{Move, Reservation};
-use super::{Action, Arrival, QueueId, Settlement, SpoolError, State};
+use super::{Action, Arrival, QueueId, Settlement, SpoolError, State, Submission};
 
 /// The tables as of version 1. Content stands apart from its message, so that a retry, which
 /// changes the message, never rewrites it. `AUTOINCREMENT`: an id names a file and stands in logs;
@@ -40,6 +43,15 @@ CREATE TABLE content (
 /// What makes version 2 of version 1: the draft by which a large message is being sent.
 pub(super) const SCHEMA_2: &str = "ALTER TABLE message ADD COLUMN draft TEXT;";
 
+/// What makes version 3 of version 2: recipient groups, which share the content of the message that
+/// they are groups of, and what a transaction must have in common with a message to be joined to it.
+pub(super) const SCHEMA_3: &str = "
+ALTER TABLE message ADD COLUMN group_of INTEGER;  -- null: a message as it was accepted
+ALTER TABLE message ADD COLUMN merge BLOB;        -- null: nothing is joined to it
+CREATE INDEX message_by_group ON message (group_of) WHERE group_of IS NOT NULL;
+CREATE UNIQUE INDEX message_by_merge ON message (merge) WHERE merge IS NOT NULL;
+";
+
 /// How long a change waits for someone else's, such as an administrator's with the sqlite3 shell.
 pub(super) const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -56,12 +68,18 @@ pub(super) struct Acceptance {
     pub digest: Vec<u8>,
     pub content: Content,
     pub reservation: Reservation,
+    /// What it may be joined to, and for how long others may be joined to it.
+    pub merge: Option<Merge>,
 }
 
 /// What the writer is asked to do to one message.
 pub(super) enum Change {
     Accept(Box<Acceptance>),
-    BeginAttempt(QueueId),
+    BeginAttempt {
+        id: QueueId,
+        /// With more than these it is split first.
+        max_recipients: usize,
+    },
     /// The attempt under way has made this draft.
     NoteDraft {
         id: QueueId,
@@ -76,6 +94,11 @@ pub(super) enum Change {
     SettleUnknown {
         id: QueueId,
         settlement: Settlement,
+    },
+    /// It is given up without an attempt.
+    GiveUp {
+        id: QueueId,
+        reason: String,
     },
     Act {
         id: QueueId,
@@ -92,10 +115,31 @@ pub(super) enum Change {
 /// What a change comes to once it is committed.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Effect {
-    pub moved: Move,
-    pub arrival: Option<Arrival>,
+    /// The message that was changed. What is accepted may be joined to another.
+    pub id: QueueId,
+    pub moves: Vec<Move>,
+    pub arrivals: Vec<Arrival>,
     /// The content file that nobody needs any more.
     pub unneeded: Option<String>,
+    /// What the message is stored with now, where that may not be what it was read with.
+    pub stored: Option<Box<Stored>>,
+}
+
+/// What a message is stored with.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Stored {
+    pub submission: Submission,
+    pub group_of: Option<QueueId>,
+}
+
+/// What changes go by.
+#[derive(Clone, Copy)]
+pub(super) struct Terms<'a> {
+    pub now: Timestamp,
+    /// Whether the records of sent messages are kept.
+    pub keep_sent: bool,
+    /// The next number to be given.
+    pub next_id: &'a AtomicI64,
 }
 
 /// Carries out a change inside a transaction. The inner error is the answer to whoever asked, and
@@ -103,12 +147,12 @@ pub(super) struct Effect {
 pub(super) fn apply(
     tx: &Transaction<'_>,
     change: &Change,
-    now: Timestamp,
-    keep_sent: bool,
+    terms: Terms<'_>,
 ) -> rusqlite::Result<Result<Effect, SpoolError>> {
+    let Terms { now, keep_sent, .. } = terms;
     match change {
         Change::Accept(acceptance) => accept(tx, acceptance, now).map(Ok),
-        Change::BeginAttempt(id) => begin_attempt(tx, *id, now),
+        Change::BeginAttempt { id, max_recipients } => begin_attempt(tx, *id, *max_recipients, terms),
         Change::NoteDraft { id, draft } => note_draft(tx, *id, draft),
         Change::Settle {
             id,
@@ -116,17 +160,34 @@ pub(super) fn apply(
             request_id,
         } => settle(tx, *id, settlement, request_id.as_deref(), now, keep_sent),
         Change::SettleUnknown { id, settlement } => settle_unknown(tx, *id, settlement, now, keep_sent),
+        Change::GiveUp { id, reason } => give_up(tx, *id, reason, now),
         Change::Act { id, action, reason } => act(tx, *id, *action, reason, now),
         Change::SetDamaged { id, why } => set_damaged(tx, *id, why, now),
     }
 }
 
 fn accept(tx: &Transaction<'_>, it: &Acceptance, now: Timestamp) -> rusqlite::Result<Effect> {
+    if let Some(merge) = &it.merge
+        && let Some(id) = merge::join(tx, merge, &it.submission, now)?
+    {
+        return Ok(Effect {
+            id,
+            moves: Vec::new(),
+            arrivals: Vec::new(),
+            unneeded: None,
+            stored: None,
+        });
+    }
     let file = matches!(it.content, Content::File(_));
     let time = now.as_millisecond();
+    // Whole milliseconds, and the window is at most half a minute.
+    let due = match &it.merge {
+        Some(merge) => now.checked_add(merge.window).unwrap_or(now),
+        None => now,
+    };
     tx.prepare_cached(
-        "INSERT INTO message (id, state, mailbox, sender, size, file, digest, accepted, attempts, due, changed, submission)
-         VALUES (?1, 'queued', ?2, ?3, ?4, ?5, ?6, ?7, 0, ?7, ?7, ?8)",
+        "INSERT INTO message (id, state, mailbox, sender, size, file, digest, accepted, attempts, due, changed, submission, merge)
+         VALUES (?1, 'queued', ?2, ?3, ?4, ?5, ?6, ?7, 0, ?8, ?7, ?9, ?10)",
     )?
     .execute(params![
         it.id.0,
@@ -136,47 +197,76 @@ fn accept(tx: &Transaction<'_>, it: &Acceptance, now: Timestamp) -> rusqlite::Re
         file,
         it.digest,
         time,
-        it.submission
+        not_before(due),
+        it.submission,
+        it.merge.as_ref().map(|it| &it.key)
     ])?;
     if let Content::Octets(octets) = &it.content {
         tx.prepare_cached("INSERT INTO content (id, octets) VALUES (?1, ?2)")?
             .execute(params![it.id.0, octets])?;
     }
     Ok(Effect {
-        moved: Move {
-            from: None,
+        id: it.id,
+        moves: vec![Move {
             to: Some(State::Queued),
-            size: it.size,
-        },
-        arrival: Some(Arrival {
+            came: it.size,
+            ..Move::default()
+        }],
+        arrivals: vec![Arrival {
             id: it.id,
             mailbox: it.mailbox.clone(),
             size: it.size,
             accepted: now,
             attempts: 0,
-            due: now,
+            due,
             unknown: false,
-        }),
+        }],
         unneeded: None,
+        stored: None,
     })
 }
 
 fn begin_attempt(
     tx: &Transaction<'_>,
     id: QueueId,
-    now: Timestamp,
+    max_recipients: usize,
+    terms: Terms<'_>,
 ) -> rusqlite::Result<Result<Effect, SpoolError>> {
-    let Some(row) = find(tx, id)? else {
+    let Some(row) = find(tx, id)?.filter(Row::is_waiting) else {
         return Ok(Err(SpoolError::NotFound(id)));
     };
-    if !(row.state == State::Queued || row.state == State::Held && row.due.is_some()) {
-        return Ok(Err(SpoolError::NotFound(id)));
-    }
+    let (stored, groups) = match group::split(tx, &row, max_recipients, terms)? {
+        Some(split) => (Some(split.first), split.others),
+        // What reads it and what joins to it are not in one transaction.
+        None => (merge::joined(tx, id)?, Vec::new()),
+    };
+    // Also nothing is joined to it any more.
     tx.prepare_cached(
-        "UPDATE message SET state = 'sending', attempts = attempts + 1, due = NULL, changed = ?2 WHERE id = ?1",
+        "UPDATE message SET state = 'sending', attempts = attempts + 1, due = NULL, changed = ?2, merge = NULL
+         WHERE id = ?1",
     )?
-    .execute(params![id.0, now.as_millisecond()])?;
-    Ok(Ok(row.moved(Some(State::Sending))))
+    .execute(params![id.0, terms.now.as_millisecond()])?;
+    let mut effect = row.moved(Some(State::Sending));
+    effect.moves.extend(groups.iter().map(|_| Move {
+        to: Some(State::Queued),
+        ..Move::default()
+    }));
+    effect.arrivals = groups;
+    effect.stored = stored.map(Box::new);
+    Ok(Ok(effect))
+}
+
+fn give_up(
+    tx: &Transaction<'_>,
+    id: QueueId,
+    reason: &str,
+    now: Timestamp,
+) -> rusqlite::Result<Result<Effect, SpoolError>> {
+    let Some(row) = find(tx, id)?.filter(Row::is_waiting) else {
+        return Ok(Err(SpoolError::NotFound(id)));
+    };
+    set_state(tx, &row, State::Failed, None, reason, now)?;
+    Ok(Ok(row.moved(Some(State::Failed))))
 }
 
 fn note_draft(
@@ -206,14 +296,8 @@ fn settle(
         _ => return Ok(Err(SpoolError::NotFound(id))),
     };
     let (state, due, reason) = match settlement {
-        Settlement::Sent if !keep_sent => {
-            remove(tx, &row)?;
-            return Ok(Ok(row.moved(None)));
-        }
-        Settlement::Sent => {
-            remove_content(tx, &row)?;
-            (State::Sent, None, None)
-        }
+        Settlement::Sent if !keep_sent => return remove(tx, &row).map(Ok),
+        Settlement::Sent => (State::Sent, None, None),
         Settlement::Deferred { due, reason } => (State::Queued, Some(*due), Some(reason)),
         Settlement::Held { due, reason } => (State::Held, Some(*due), Some(reason)),
         Settlement::Failed { reason } => (State::Failed, None, Some(reason)),
@@ -230,7 +314,11 @@ fn settle(
         request_id.map(shortened),
         now.as_millisecond()
     ])?;
-    Ok(Ok(row.moved(Some(state))))
+    let mut effect = row.moved(Some(state));
+    if state == State::Sent {
+        remove_content(tx, &row, &mut effect)?;
+    }
+    Ok(Ok(effect))
 }
 
 /// Only while it is still unknown: the operator may have decided meanwhile. As long as it stays so its
@@ -248,16 +336,15 @@ fn settle_unknown(
     };
     let (state, due, reason) = match settlement {
         Settlement::Sent => {
-            let effect = row.moved(keep_sent.then_some(State::Sent));
-            if keep_sent {
-                remove_content(tx, &row)?;
-                tx.prepare_cached(
-                    "UPDATE message SET state = 'sent', due = NULL, reason = NULL, changed = ?2 WHERE id = ?1",
-                )?
-                .execute(params![id.0, now.as_millisecond()])?;
-            } else {
-                remove(tx, &row)?;
+            if !keep_sent {
+                return remove(tx, &row).map(Ok);
             }
+            tx.prepare_cached(
+                "UPDATE message SET state = 'sent', due = NULL, reason = NULL, changed = ?2 WHERE id = ?1",
+            )?
+            .execute(params![id.0, now.as_millisecond()])?;
+            let mut effect = row.moved(Some(State::Sent));
+            remove_content(tx, &row, &mut effect)?;
             return Ok(Ok(effect));
         }
         Settlement::Unknown { due, reason } => {
@@ -287,19 +374,16 @@ fn act(
         return Ok(Err(SpoolError::Refused(id, row.state)));
     }
     let (state, due) = match action {
-        Action::Delete => {
-            remove(tx, &row)?;
-            return Ok(Ok(row.moved(None)));
-        }
+        Action::Delete => return remove(tx, &row).map(Ok),
         Action::Retry | Action::Release => (State::Queued, Some(now)),
         Action::Hold => (State::Held, None),
     };
     set_state(tx, &row, state, due, reason, now)?;
     let mut effect = row.moved(Some(state));
-    effect.arrival = due.map(|due| Arrival {
+    effect.arrivals.extend(due.map(|due| Arrival {
         unknown: false,
         ..row.arrival(due)
-    });
+    }));
     Ok(Ok(effect))
 }
 
@@ -356,8 +440,7 @@ pub(super) fn expire(
     for id in ids {
         let id = QueueId(id);
         if let Some(row) = find(tx, id)? {
-            remove(tx, &row)?;
-            removed.push((id, row.moved(None)));
+            removed.push((id, remove(tx, &row)?));
         }
     }
     Ok(removed)
@@ -374,10 +457,11 @@ pub(super) struct Row {
     pub accepted: Timestamp,
     pub attempts: u32,
     pub due: Option<Timestamp>,
+    pub group_of: Option<QueueId>,
 }
 
 /// The columns that [`Row::read`] takes, in its order.
-pub(super) const ROW_COLUMNS: &str = "id, state, mailbox, size, file, accepted, attempts, due";
+pub(super) const ROW_COLUMNS: &str = "id, state, mailbox, size, file, accepted, attempts, due, group_of";
 
 impl Row {
     /// Reads a row of [`ROW_COLUMNS`].
@@ -395,7 +479,18 @@ impl Row {
                 .get::<_, Option<i64>>(7)?
                 .map(|it| timestamp(7, it))
                 .transpose()?,
+            group_of: row.get::<_, Option<i64>>(8)?.map(QueueId),
         })
+    }
+
+    /// The message under whose number the content is kept: its groups share it.
+    pub(super) fn content_id(&self) -> QueueId {
+        self.group_of.unwrap_or(self.id)
+    }
+
+    /// Whether an attempt comes by itself.
+    pub(super) fn is_waiting(&self) -> bool {
+        self.state == State::Queued || self.state == State::Held && self.due.is_some()
     }
 
     pub(super) fn arrival(&self, due: Timestamp) -> Arrival {
@@ -410,15 +505,18 @@ impl Row {
         }
     }
 
+    /// Its content stays where it is.
     fn moved(&self, to: Option<State>) -> Effect {
         Effect {
-            moved: Move {
+            id: self.id,
+            moves: vec![Move {
                 from: Some(self.state),
                 to,
-                size: self.size,
-            },
-            arrival: None,
-            unneeded: (self.file && !to.is_some_and(State::has_content)).then(|| content::file_name(self.id)),
+                ..Move::default()
+            }],
+            arrivals: Vec::new(),
+            unneeded: None,
+            stored: None,
         }
     }
 }
@@ -441,32 +539,43 @@ pub(super) fn unreadable(
 }
 
 fn find(tx: &Transaction<'_>, id: QueueId) -> rusqlite::Result<Option<Row>> {
-    tx.prepare_cached(
-        "SELECT id, state, mailbox, size, file, accepted, attempts, due FROM message WHERE id = ?1",
-    )?
+    tx.prepare_cached(concat!(
+        "SELECT id, state, mailbox, size, file, accepted, attempts, due, group_of",
+        " FROM message WHERE id = ?1"
+    ))?
     .query_row([id.0], Row::read)
     .optional()
 }
 
-fn remove(tx: &Transaction<'_>, row: &Row) -> rusqlite::Result<()> {
-    remove_content(tx, row)?;
+fn remove(tx: &Transaction<'_>, row: &Row) -> rusqlite::Result<Effect> {
     tx.prepare_cached("DELETE FROM message WHERE id = ?1")?
         .execute([row.id.0])?;
-    Ok(())
+    let mut effect = row.moved(None);
+    remove_content(tx, row, &mut effect)?;
+    Ok(effect)
 }
 
-/// The file, where there is one, goes after the commit: an orphan can be swept, but a message
-/// without its content cannot be sent.
-fn remove_content(tx: &Transaction<'_>, row: &Row) -> rusqlite::Result<()> {
-    if !row.file {
+/// Removes the content of a message that does not need it any more, unless another group of the same
+/// message does. The file, where there is one, goes after the commit: an orphan can be swept, but a
+/// message without its content cannot be sent.
+fn remove_content(tx: &Transaction<'_>, row: &Row, effect: &mut Effect) -> rusqlite::Result<()> {
+    if !row.state.has_content() || group::shares_content(tx, row)? {
+        return Ok(());
+    }
+    if row.file {
+        effect.unneeded = Some(content::file_name(row.content_id()));
+    } else {
         tx.prepare_cached("DELETE FROM content WHERE id = ?1")?
-            .execute([row.id.0])?;
+            .execute([row.content_id().0])?;
+    }
+    if let Some(moved) = effect.moves.first_mut() {
+        moved.went = row.size;
     }
     Ok(())
 }
 
 /// Milliseconds, rounded up: never before.
-fn not_before(time: Timestamp) -> i64 {
+pub(super) fn not_before(time: Timestamp) -> i64 {
     let milliseconds = time.as_millisecond();
     let exact = Timestamp::from_millisecond(milliseconds).is_ok_and(|it| it >= time);
     if exact { milliseconds } else { milliseconds + 1 }

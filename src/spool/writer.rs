@@ -4,6 +4,7 @@
 use std::fs::File;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::AtomicI64;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
@@ -18,8 +19,8 @@ use super::content::{Content, Sweeper};
 use super::failure::{Failure, describe};
 use super::reader::{free_bytes, oldest};
 use super::space::{Move, Space};
-use super::store::{self, Change, Effect};
-use super::{Arrival, SpoolError, State, Tidied};
+use super::store::{self, Change, Effect, Stored, Terms};
+use super::{Arrival, QueueId, SpoolError, State, Tidied};
 use crate::event;
 use crate::metrics::Metrics;
 
@@ -58,7 +59,15 @@ pub(super) enum Ask {
 /// A change and who waits for it.
 pub(super) struct Request {
     pub change: Change,
-    pub reply: oneshot::Sender<Result<(), SpoolError>>,
+    pub reply: oneshot::Sender<Result<Done, SpoolError>>,
+}
+
+/// What a change came to.
+pub(super) struct Done {
+    /// The message that was changed: what is accepted may be joined to another.
+    pub id: QueueId,
+    /// What it is stored with now, where that may not be what it was read with.
+    pub stored: Option<Box<Stored>>,
 }
 
 /// The thread's own.
@@ -79,6 +88,8 @@ pub(super) struct Writer {
     /// The most records of sent messages kept, whatever their age.
     pub max_sent: u64,
     pub meters: Meters,
+    /// The next number to be given, shared with those who take messages.
+    pub next_id: Arc<AtomicI64>,
     /// Outcomes that found no room on the disk.
     pub stalled: Vec<Request>,
 }
@@ -101,6 +112,8 @@ pub(super) struct Meters {
     committed: Counter,
     syncs: Counter,
     oldest_age: Gauge,
+    merged: Counter,
+    recipient_groups: Counter,
 }
 
 impl Meters {
@@ -110,6 +123,8 @@ impl Meters {
             committed: metrics.spool_commits.clone(),
             syncs: metrics.spool_syncs.clone(),
             oldest_age: metrics.queue_oldest_age_seconds.clone(),
+            merged: metrics.merged.clone(),
+            recipient_groups: metrics.recipient_groups.clone(),
         }
     }
 }
@@ -258,7 +273,7 @@ impl Writer {
             Err(Failure::Passing(error)) => {
                 for request in others {
                     match request.change {
-                        Change::Settle { .. } => self.stalled.push(request),
+                        Change::Settle { .. } | Change::GiveUp { .. } => self.stalled.push(request),
                         _ => request.answer(Err(error.clone())),
                     }
                 }
@@ -287,14 +302,17 @@ impl Writer {
             sync_directory(&self.content_directory, &self.meters)?;
         }
         // To the millisecond, as it is stored.
-        let now = now();
-        let keep_sent = !self.keep_sent.is_zero();
+        let terms = Terms {
+            now: now(),
+            keep_sent: !self.keep_sent.is_zero(),
+            next_id: &self.next_id,
+        };
         let tx = self
             .connection
             .transaction_with_behavior(TransactionBehavior::Immediate)?;
         let mut results = Vec::with_capacity(batch.len());
         for request in batch {
-            results.push(store::apply(&tx, &request.change, now, keep_sent)?);
+            results.push(store::apply(&tx, &request.change, terms)?);
         }
         if results.iter().any(Result::is_ok) {
             commit(tx, &self.meters)?;
@@ -308,7 +326,11 @@ impl Writer {
 
     /// Tells everyone what is on the disk now.
     fn announce(&self, batch: Vec<Request>, results: Vec<Result<Effect, SpoolError>>) {
-        let moves: Vec<Move> = results.iter().flatten().map(|it| it.moved).collect();
+        let moves: Vec<Move> = results
+            .iter()
+            .flatten()
+            .flat_map(|it| it.moves.iter().copied())
+            .collect();
         self.space.enter(&moves);
         for (request, result) in batch.into_iter().zip(results) {
             match result {
@@ -317,15 +339,31 @@ impl Writer {
                         self.sweeper
                             .remove(self.directory.join(super::CONTENT).join(name));
                     }
-                    if let Change::Accept(acceptance) = request.change {
-                        if let Content::File(file) = acceptance.content {
-                            file.keep();
+                    match request.change {
+                        Change::Accept(acceptance) => {
+                            let joined = effect.id != acceptance.id;
+                            match acceptance.content {
+                                Content::File(file) if !joined => file.keep(),
+                                _ => {}
+                            }
+                            if joined {
+                                self.meters.merged.inc();
+                            }
+                            // The ledger has it; what was set aside for it is free.
+                            drop(acceptance.reservation);
                         }
-                        // The ledger has it; what was set aside for it is free.
-                        drop(acceptance.reservation);
+                        Change::BeginAttempt { id, .. } if !effect.arrivals.is_empty() => {
+                            let others: Vec<QueueId> = effect.arrivals.iter().map(|it| it.id).collect();
+                            self.meters.recipient_groups.inc_by(others.len() as u64 + 1);
+                            event::split(&id, &others);
+                        }
+                        _ => {}
                     }
-                    let _ = request.reply.send(Ok(()));
-                    if let Some(arrival) = effect.arrival {
+                    let _ = request.reply.send(Ok(Done {
+                        id: effect.id,
+                        stored: effect.stored,
+                    }));
+                    for arrival in effect.arrivals {
                         // Nobody listens where nothing is delivered.
                         let _ = self.arrivals.send(arrival);
                     }
@@ -382,7 +420,10 @@ impl Writer {
             event::failed_message_removed(id, keep_failed);
         }
         removed.extend(failed);
-        let moves: Vec<Move> = removed.iter().map(|(_, effect)| effect.moved).collect();
+        let moves: Vec<Move> = removed
+            .iter()
+            .flat_map(|(_, effect)| effect.moves.iter().copied())
+            .collect();
         self.space.enter(&moves);
         for name in removed.iter().filter_map(|(_, effect)| effect.unneeded.as_ref()) {
             self.sweeper
@@ -531,7 +572,7 @@ impl Request {
     }
 
     /// Answers; who has gone meanwhile does not mind. A content file that was not kept goes too.
-    fn answer(self, answer: Result<(), SpoolError>) {
+    fn answer(self, answer: Result<Done, SpoolError>) {
         let _ = self.reply.send(answer);
     }
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
+use graphpost::address::Address;
 use graphpost::graph::client::Graph;
 use graphpost::graph::draft::{Draft, DraftId, LeftOver};
 use graphpost::graph::resource::Attachment;
@@ -141,6 +142,9 @@ fn draft(attachments: Vec<Attachment>) -> Draft {
         message: Bytes::from(message.to_string()),
         attachments,
         message_id: MESSAGE_ID.to_owned(),
+        recipients: ["B@example.com", "a@example.com"]
+            .map(|it| Address::parse(it).unwrap())
+            .to_vec(),
     }
 }
 
@@ -360,6 +364,20 @@ async fn a_left_over_draft_is_removed() {
     let answer = setup.send(&draft, LeftOver::Perhaps).await;
     assert!(is_sent(&answer), "{answer:?}");
     assert_eq!(setup.drafts().await, 0);
+
+    // The draft of another group of the same message is another's, and may be on its way.
+    setup.fault(rule("send", "reset-after-body"));
+    setup.send(&draft, LeftOver::Nothing).await;
+    let left_over = setup.last_remembered();
+    let other = Draft {
+        recipients: vec![Address::parse("c@example.com").unwrap()],
+        message: Bytes::from(String::from_utf8_lossy(&draft.message).replace("a@example", "c@example")),
+        ..draft.clone()
+    };
+    let answer = setup.send(&other, LeftOver::Perhaps).await;
+    assert!(is_sent(&answer), "{answer:?}");
+    assert_eq!(setup.drafts().await, 1);
+    setup.graph.delete_draft(MAILBOX, &left_over).await.unwrap();
 
     // The operator deletes the message.
     setup.fault(rule("send", "reset-after-body"));

@@ -107,12 +107,12 @@ fn on_a_small_disk() {
         while std::io::Write::write_all(&mut file, &[1; 4096]).is_ok() {}
         drop(file);
         let (id, size, seed) = accepted[0];
-        let begun = spool.begin_attempt(id).await;
+        let begun = spool.begin_attempt(id, 500).await;
         assert!(matches!(begun, Ok(_) | Err(SpoolError::Full(_))), "{begun:?}");
         std::fs::remove_file(&ballast).unwrap();
         std::fs::remove_file(&filler).unwrap();
         if begun.is_err() {
-            spool.begin_attempt(id).await.unwrap();
+            spool.begin_attempt(id, 500).await.unwrap();
         }
         spool.settle(id, Settlement::Sent, None).await.unwrap();
         assert_eq!(spool.get(id).await.unwrap().state, State::Sent);
@@ -176,7 +176,7 @@ fn outcome_on_a_small_disk() {
             );
         }
         for id in &ids {
-            spool.begin_attempt(*id).await.unwrap();
+            spool.begin_attempt(*id, 500).await.unwrap();
         }
         let filler = directory.join("filler");
         let mut file = std::fs::File::create(&filler).unwrap();
@@ -278,7 +278,7 @@ fn under_a_limit() {
         // Nothing is taken any more, of no kind.
         assert!(matches!(spool.incoming(), Err(SpoolError::Broken(_))));
         assert!(matches!(
-            spool.begin_attempt("1".parse().unwrap()).await,
+            spool.begin_attempt("1".parse().unwrap(), 500).await,
             Err(SpoolError::Broken(_))
         ));
         std::fs::write(directory.join("acknowledged"), acknowledged).unwrap();

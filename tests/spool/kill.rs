@@ -69,7 +69,7 @@ fn victim() {
                         return;
                     };
                     say(format_args!("begins {id} 0"));
-                    let (entry, _) = spool.begin_attempt(id).await.unwrap();
+                    let (entry, _) = spool.begin_attempt(id, 500).await.unwrap();
                     if entry.submission.message_id.is_empty() || id.to_string().ends_with('7') {
                         let deferred = Settlement::Deferred {
                             due: Timestamp::now(),

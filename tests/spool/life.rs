@@ -38,7 +38,7 @@ async fn a_small_message_from_the_final_dot_to_sent() {
     );
     assert_eq!((arrival.attempts, arrival.due), (0, arrival.accepted));
 
-    let (entry, octets) = spool.begin_attempt(id).await.unwrap();
+    let (entry, octets) = spool.begin_attempt(id, 500).await.unwrap();
     assert_eq!(octets, mail);
     assert_eq!(entry.submission, ordinary());
     assert_eq!(
@@ -73,7 +73,7 @@ async fn a_small_message_from_the_final_dot_to_sent() {
         (Some("429 from Graph"), Some("r-1"))
     );
 
-    spool.begin_attempt(id).await.unwrap();
+    spool.begin_attempt(id, 500).await.unwrap();
     spool
         .settle(id, Settlement::Sent, Some("r-2".to_owned()))
         .await
@@ -119,7 +119,7 @@ async fn large_content_lives_in_a_file_until_it_is_sent() {
     }
     let big = content(3_000_000, 6);
     let id = accept(&spool, &big).await;
-    let (_, octets) = spool.begin_attempt(id).await.unwrap();
+    let (_, octets) = spool.begin_attempt(id, 500).await.unwrap();
     assert_eq!(octets, big);
     spool.settle(id, Settlement::Sent, None).await.unwrap();
     assert_eq!(spool.content(small).await.unwrap(), content(10_000, 1));
@@ -163,7 +163,7 @@ async fn in_state(spool: &graphpost::spool::Spool, state: State) -> QueueId {
     let settlement = match state {
         State::Queued => return id,
         State::Sending => {
-            spool.begin_attempt(id).await.unwrap();
+            spool.begin_attempt(id, 500).await.unwrap();
             return id;
         }
         State::Held => Settlement::Held { due: later(), reason },
@@ -171,7 +171,7 @@ async fn in_state(spool: &graphpost::spool::Spool, state: State) -> QueueId {
         State::Unknown => Settlement::Unknown { due: None, reason },
         State::Sent => Settlement::Sent,
     };
-    spool.begin_attempt(id).await.unwrap();
+    spool.begin_attempt(id, 500).await.unwrap();
     spool.settle(id, settlement, None).await.unwrap();
     id
 }
@@ -251,15 +251,18 @@ async fn an_attempt_begins_only_where_one_is_due() {
         (State::Sent, false),
     ] {
         let id = in_state(&spool, state).await;
-        assert_eq!(spool.begin_attempt(id).await.is_ok(), may, "{state}");
+        assert_eq!(spool.begin_attempt(id, 500).await.is_ok(), may, "{state}");
         let settled = spool.settle(id, Settlement::Sent, None).await;
         assert_eq!(settled.is_ok(), may || state == State::Sending, "{state}");
     }
     let id = in_state(&spool, State::Queued).await;
     spool.act(id, Action::Hold, "wait").await.unwrap();
-    assert_eq!(spool.begin_attempt(id).await, Err(SpoolError::NotFound(id)));
+    assert_eq!(spool.begin_attempt(id, 500).await, Err(SpoolError::NotFound(id)));
     assert_eq!(
-        spool.begin_attempt("ZZZZ".parse().unwrap()).await.unwrap_err(),
+        spool
+            .begin_attempt("ZZZZ".parse().unwrap(), 500)
+            .await
+            .unwrap_err(),
         SpoolError::NotFound("ZZZZ".parse().unwrap())
     );
     spool.close().await;

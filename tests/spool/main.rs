@@ -4,8 +4,10 @@
 mod support;
 
 mod full;
+mod groups;
 mod kill;
 mod life;
+mod merging;
 mod model;
 mod power;
 mod recovery;

@@ -105,7 +105,7 @@ async fn live(steps: Vec<Step>) {
             }
             Step::Begin(which) => {
                 let id = nth(&model, which);
-                let result = spool.begin_attempt(id).await;
+                let result = spool.begin_attempt(id, 500).await;
                 match model.get_mut(&id) {
                     Some(it) if it.state == State::Queued || it.state == State::Held && it.due => {
                         it.state = State::Sending;

@@ -82,7 +82,7 @@ fn victim() {
                     for number in 0..70 {
                         let id = arrivals.recv().await.unwrap().id;
                         say(format!("begins {id} 0\n"));
-                        spool.begin_attempt(id).await.unwrap();
+                        spool.begin_attempt(id, 500).await.unwrap();
                         if number % 3 == 0 {
                             let deferred = Settlement::Deferred {
                                 due: Timestamp::now(),

@@ -77,7 +77,7 @@ async fn a_crash_after_any_step_loses_nothing() {
                 Settlement::Failed { .. } => State::Failed,
                 Settlement::Sent => State::Sent,
             };
-            spool.begin_attempt(id).await.unwrap();
+            spool.begin_attempt(id, 500).await.unwrap();
             crashes.push(snapshot(Some(State::Sending)));
             spool.settle(id, settlement, None).await.unwrap();
             crashes.push(snapshot(Some(after)));
@@ -132,7 +132,7 @@ async fn an_interrupted_attempt_follows_the_policy() {
         let directory = tempfile::tempdir().unwrap();
         let (spool, _) = open(directory.path()).await;
         let id = accept(&spool, b"x").await;
-        spool.begin_attempt(id).await.unwrap();
+        spool.begin_attempt(id, 500).await.unwrap();
         spool.close().await;
         let (spool, recovery) = open_with(&settings(directory.path()), policy).await;
         assert_eq!((recovery.interrupted, recovery.queued), (1, waiting));
@@ -205,7 +205,7 @@ async fn missing_and_truncated_content_is_held_and_said() {
     for seed in 0..5 {
         ids.push(accept(&spool, &content(20_000, seed)).await);
     }
-    spool.begin_attempt(ids[3]).await.unwrap();
+    spool.begin_attempt(ids[3], 500).await.unwrap();
     spool
         .settle(
             ids[3],
@@ -244,7 +244,7 @@ async fn missing_and_truncated_content_is_held_and_said() {
         .await
         .unwrap();
     assert!(matches!(
-        spool.begin_attempt(ids[1]).await,
+        spool.begin_attempt(ids[1], 500).await,
         Err(SpoolError::Damaged(..))
     ));
     assert_eq!(spool.get(ids[1]).await.unwrap().state, State::Held);
@@ -254,7 +254,7 @@ async fn missing_and_truncated_content_is_held_and_said() {
             .await
             .unwrap();
     }
-    assert!(spool.begin_attempt(ids[4]).await.is_ok());
+    assert!(spool.begin_attempt(ids[4], 500).await.is_ok());
     spool.close().await;
 }
 
@@ -277,7 +277,7 @@ async fn content_that_has_changed_is_never_sent() {
 
     let (spool, _) = open(directory.path()).await;
     for (id, word) in [(large, "changed"), (small, "changed"), (gone, "missing")] {
-        match spool.begin_attempt(id).await {
+        match spool.begin_attempt(id, 500).await {
             Err(SpoolError::Damaged(_, why)) => assert!(why.contains(word), "{why}"),
             other => panic!("{other:?}"),
         }

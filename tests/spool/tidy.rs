@@ -9,7 +9,7 @@ use crate::support::{accept, content, names, open_with, ordinary, settings, try_
 
 async fn send(spool: &Spool, size: usize) -> graphpost::spool::QueueId {
     let id = accept(spool, &content(size, 1)).await;
-    spool.begin_attempt(id).await.unwrap();
+    spool.begin_attempt(id, 500).await.unwrap();
     spool.settle(id, Settlement::Sent, None).await.unwrap();
     id
 }
@@ -71,7 +71,7 @@ async fn records_are_kept_for_as_long_as_they_should_be() {
     let (spool, _) = open_with(&keep, UnknownPolicy::Retry).await;
     let sent = send(&spool, 20_000).await;
     let failed = accept(&spool, &content(20_000, 2)).await;
-    spool.begin_attempt(failed).await.unwrap();
+    spool.begin_attempt(failed, 500).await.unwrap();
     spool
         .settle(failed, Settlement::Failed { reason: "no".into() }, None)
         .await
@@ -140,7 +140,7 @@ async fn the_disk_comes_back_after_a_drain() {
     }
     assert!(size("queue.db") + size("queue.db-wal") > 20 << 20);
     for id in ids {
-        spool.begin_attempt(id).await.unwrap();
+        spool.begin_attempt(id, 500).await.unwrap();
         spool.settle(id, Settlement::Sent, None).await.unwrap();
     }
     let tidied = spool.tidy().await.unwrap();

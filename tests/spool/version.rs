@@ -4,7 +4,7 @@ use graphpost::spool::{Filter, State};
 
 use crate::support::{open, ordinary};
 
-/// The first release's tables had no column for drafts.
+/// The first release's tables had no columns for drafts, groups and joining.
 #[tokio::test]
 async fn version_1_is_carried_over() {
     let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
@@ -15,13 +15,17 @@ async fn version_1_is_carried_over() {
     spool.close().await;
     let database = rusqlite::Connection::open(directory.path().join("queue.db")).unwrap();
     database
-        .execute_batch("ALTER TABLE message DROP COLUMN draft; PRAGMA user_version = 1;")
+        .execute_batch(
+            "DROP INDEX message_by_group; DROP INDEX message_by_merge;
+             ALTER TABLE message DROP COLUMN group_of; ALTER TABLE message DROP COLUMN merge;
+             ALTER TABLE message DROP COLUMN draft; PRAGMA user_version = 1;",
+        )
         .unwrap();
     drop(database);
 
     let (spool, recovery) = open(directory.path()).await;
     assert_eq!(recovery.queued, 1);
-    spool.begin_attempt(id).await.unwrap();
+    spool.begin_attempt(id, 500).await.unwrap();
     spool.note_draft(id, "AAMk".to_owned()).await.unwrap();
     let entries = spool.list(Filter::default()).await.unwrap();
     assert_eq!(

@@ -93,6 +93,7 @@ fn terms() -> Terms {
             auth: Auth::None,
             cram_md5: false,
             plaintext_auth: vec!["127.0.0.0/8".parse().expect("a network")],
+            merge_split: std::time::Duration::ZERO,
         },
         smtp: Smtp {
             hostname: "relay.example".into(),
