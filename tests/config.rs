@@ -133,13 +133,15 @@ fn every_value_arrives() {
     assert_eq!(config.listeners[1].auth, Auth::Required);
     assert!(config.listeners[1].plaintext_auth.is_empty());
     assert_eq!(config.listeners[2].plaintext_auth.len(), 2);
+    assert_eq!(config.listeners[1].merge_split, Duration::from_secs(2));
+    assert_eq!(config.listeners[2].merge_split, Duration::ZERO);
     assert!(config.listeners[2].cram_md5 && !config.listeners[1].cram_md5);
     assert_eq!(
         config.accounts_file,
         Some(PathBuf::from("tests/config/valid/../app.pem"))
     );
     let erp = &config.senders[0];
-    assert_eq!((erp.name.as_str(), erp.line), ("erp", 43));
+    assert_eq!((erp.name.as_str(), erp.line), ("erp", 44));
     assert_eq!(erp.accounts, ["erp", "erp2"]);
     assert_eq!(erp.header_from, HeaderFrom::Keep);
     assert!(!erp.save_to_sent_items);
@@ -173,6 +175,7 @@ fn every_value_arrives() {
     assert_eq!(config.spool.file_threshold, 65_536);
     assert_eq!(config.spool.keep_failed, Duration::from_secs(14 * 86_400));
     assert_eq!(config.delivery.concurrency_per_mailbox, 3);
+    assert_eq!(config.delivery.max_recipients, 400);
     assert_eq!(config.delivery.unknown, UnknownPolicy::Hold);
     assert_eq!(config.delivery.verify_time, Duration::from_secs(600));
     assert_eq!(config.delivery.format, Format::Json);
