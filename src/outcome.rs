@@ -351,6 +351,11 @@ fn judge_response(response: &Response) -> Outcome {
                 "check the mailbox of the sender rule, and the Graph address",
             ),
             408 => unknown(),
+            // What is left of the Outlook REST API in Exchange Online.
+            410 => held(
+                Closes::Tenant,
+                "this server does not serve that API any more: remove api = \"outlook-v2.0\"",
+            ),
             409 | 412 => deferred(None, Closes::Message),
             413 => failed("5.3.4"),
             429 | 509 => deferred(Some(THROTTLED), Closes::Mailbox),

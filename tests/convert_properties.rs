@@ -7,6 +7,7 @@ use std::collections::BTreeSet;
 
 use bytes::Bytes;
 use graphpost::address::Address;
+use graphpost::config::Api;
 use graphpost::convert::{Form, Order, Way, Wishes, convert};
 use graphpost::envelope::{Envelope, Format, HeaderFrom, ReversePath, Route};
 use graphpost::graph::Request;
@@ -344,6 +345,7 @@ fn wishes() -> impl Strategy<Value = Wishes> {
         keep_alternatives,
         large_messages: true,
         max_request,
+        api: Api::default(),
     })
 }
 

@@ -11,15 +11,15 @@ use super::check::{self, WrittenListener, WrittenSender};
 use super::credential;
 use super::document::Document;
 use super::finding::{ConfigErrors, Findings, line_of};
+use super::form;
 use super::notices;
 use super::section::{Reader, Section, Spot};
 use super::value::{self, Problem};
 use super::{
-    Admin, AssertionAlgorithm, Auth, Config, Credential, Delivery, Environment, Files, LARGEST_DRAFT,
+    Admin, Api, AssertionAlgorithm, Auth, Config, Credential, Delivery, Environment, Files, LARGEST_DRAFT,
     LARGEST_SINGLE_REQUEST, Listener, Log, LogFormat, Place, SenderRule, Smtp, Spool, Tenant, TlsMode,
-    UnknownPolicy,
 };
-use crate::envelope::{Format, HeaderFrom};
+use crate::envelope::HeaderFrom;
 
 /// The longest configuration read; some thousand sender rules.
 const MAX_FILE: u64 = 8 << 20;
@@ -195,11 +195,12 @@ fn root(reader: &Reader, document: &Document, path: &Path, directories: &Directo
             help,
         );
     }
+    let api = tenant.as_ref().map(|it| it.api).unwrap_or_default();
     let senders: Vec<_> = root
         .sections("sender")
         .into_iter()
         .enumerate()
-        .map(|(at, it)| sender(it, at, &document.line_starts))
+        .map(|(at, it)| sender(reader, it, at, &document.line_starts, api))
         .collect();
     if !root.has("sender") {
         let help = "[[sender]]\naddress = \"*@contoso.com\"\nmailbox = \"service@contoso.com\"".to_owned();
@@ -215,7 +216,7 @@ fn root(reader: &Reader, document: &Document, path: &Path, directories: &Directo
     let smtp = smtp(reader, root.section("smtp"), large_messages);
     let accounts_file = accounts(reader, root.section("accounts"), directories, &listeners);
     let spool = spool(reader, root.section("spool"), directories, &smtp);
-    let delivery = delivery(reader, root.section("delivery"));
+    let delivery = delivery(reader, root.section("delivery"), api);
     let bounce = notices::bounce(root.section("bounce"));
     let admin = admin(reader, root.section("admin"), directories, &spool, &listeners);
     let log = log(root.section("log"));
@@ -294,6 +295,7 @@ fn tenant(reader: &Reader, mut section: Section<'_>, directories: &Directories<'
         .map_or(CLOUDS[0].1, |it| it.value);
     let authority = section.text("authority", value::base_url);
     let graph = section.text("graph", value::base_url);
+    let api = section.choice("api", &[("graph", Api::Graph), ("outlook-v2.0", Api::OutlookV2)]);
     let assertion = section.choice(
         "assertion",
         &[
@@ -306,6 +308,9 @@ fn tenant(reader: &Reader, mut section: Section<'_>, directories: &Directories<'
         .string("ca_file")
         .and_then(|it| existing(reader, &it, directories));
     let large_messages = section.boolean("large_messages");
+    if let Some(api) = api.as_ref().filter(|it| it.value == Api::OutlookV2) {
+        form::outlook(reader, api, graph.is_some(), large_messages.as_ref());
+    }
 
     const APP: &str = "Entra admin center > App registrations > your app > Overview";
     let id = section.require("id", id, "\"contoso.onmicrosoft.com\"", APP);
@@ -327,6 +332,7 @@ fn tenant(reader: &Reader, mut section: Section<'_>, directories: &Directories<'
         client_id: client_id?.value,
         authority: authority.map_or_else(|| cloud.authority.to_owned(), |it| it.value),
         graph: graph.map_or_else(|| cloud.graph.to_owned(), |it| it.value),
+        api: api.map(|it| it.value).unwrap_or_default(),
         credential: credential?,
         next_credential: if has_next { Some(next_credential?) } else { None },
         send_certificate_chain: send_certificate_chain.is_some_and(|it| it.value),
@@ -533,7 +539,13 @@ fn listener(reader: &Reader, mut section: Section<'_>, directories: &Directories
     written
 }
 
-fn sender(mut section: Section<'_>, at: usize, line_starts: &[usize]) -> WrittenSender {
+fn sender(
+    reader: &Reader,
+    mut section: Section<'_>,
+    at: usize,
+    line_starts: &[usize],
+    api: Api,
+) -> WrittenSender {
     let name = section.text("name", value::name);
     let addresses = section.list("address", value::pattern);
     let addresses = section.require("address", addresses, "\"*@contoso.com\"", "");
@@ -561,8 +573,8 @@ fn sender(mut section: Section<'_>, at: usize, line_starts: &[usize]) -> Written
         ],
     );
     let save_to_sent_items = section.boolean("save_to_sent_items");
-    let format = section.choice("format", &FORMATS);
-    let unknown = section.choice("unknown", &UNKNOWN);
+    let format = form::format(reader, &mut section, api);
+    let unknown = form::unknown(reader, &mut section, api);
 
     let place = section.place.clone();
     let line = match &place {
@@ -588,7 +600,7 @@ fn sender(mut section: Section<'_>, at: usize, line_starts: &[usize]) -> Written
                 .collect(),
             header_from: header_from.map(|it| it.value).unwrap_or_default(),
             save_to_sent_items: save_to_sent_items.as_ref().is_none_or(|it| it.value),
-            format: format.map(|it| it.value),
+            format,
             unknown: unknown.as_ref().map(|it| it.value),
         }),
         _ => None,
@@ -768,19 +780,7 @@ fn spool(reader: &Reader, mut section: Section<'_>, directories: &Directories<'_
     spool
 }
 
-const UNKNOWN: [(&str, UnknownPolicy); 3] = [
-    ("retry", UnknownPolicy::Retry),
-    ("verify", UnknownPolicy::Verify),
-    ("hold", UnknownPolicy::Hold),
-];
-
-const FORMATS: [(&str, Format); 3] = [
-    ("auto", Format::Auto),
-    ("json", Format::Json),
-    ("mime", Format::Mime),
-];
-
-fn delivery(reader: &Reader, mut section: Section<'_>) -> Delivery {
+fn delivery(reader: &Reader, mut section: Section<'_>, api: Api) -> Delivery {
     let default = Delivery::default();
     let lifetime = section.duration("lifetime", default.lifetime, SECOND);
     let retry_first = section.duration("retry_first", default.retry_first, SECOND);
@@ -825,18 +825,12 @@ fn delivery(reader: &Reader, mut section: Section<'_>) -> Delivery {
         drain_timeout: section
             .duration("drain_timeout", default.drain_timeout, Duration::ZERO)
             .value,
-        unknown: section
-            .choice("unknown", &UNKNOWN)
+        unknown: form::unknown(reader, &mut section, api)
             .map(|it| it.value)
             .unwrap_or_default(),
         verify_time: section.duration("verify_time", default.verify_time, SECOND).value,
-        format: section
-            .choice("format", &FORMATS)
-            .map(|it| it.value)
-            .unwrap_or_default(),
-        keep_text_alternative: section
-            .choice("text_alternative", &[("drop", false), ("keep", true)])
-            .is_some_and(|it| it.value),
+        format: form::format(reader, &mut section, api).unwrap_or_default(),
+        keep_text_alternative: form::keeps_alternative(reader, &mut section, api),
     };
     section.finish();
     delivery

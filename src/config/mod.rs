@@ -8,6 +8,7 @@ mod credential;
 mod document;
 mod file;
 mod finding;
+mod form;
 mod notices;
 mod section;
 mod value;
@@ -108,6 +109,8 @@ pub struct Tenant {
     pub authority: String,
     /// The Graph root without a trailing slash, e.g. `https://graph.microsoft.com`.
     pub graph: String,
+    /// The API that is spoken there.
+    pub api: Api,
     /// How the application proves itself.
     pub credential: ApplicationCredential,
     /// The credential that will follow: it is used as soon as Entra ID takes it.
@@ -126,6 +129,16 @@ pub struct Tenant {
     /// Whether messages that are too large for one request are sent as drafts with uploads: that the
     /// application has Mail.ReadWrite.
     pub large_messages: bool,
+}
+
+/// The REST API that takes the mail.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Api {
+    /// Microsoft Graph v1.0.
+    #[default]
+    Graph,
+    /// The Outlook REST API v2.0, which came before it: single requests in JSON, and nothing else.
+    OutlookV2,
 }
 
 /// How the application proves itself to Entra ID.

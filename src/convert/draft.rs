@@ -1,12 +1,7 @@
 //! A message that is too large for one request: a draft, to which the attachments are added one by
 //! one, and which is then sent (<https://learn.microsoft.com/graph/outlook-large-attachments>).
 
-use bytes::Bytes;
-
 use super::Order;
-use super::json;
-use super::mime::Part;
-use super::plan::Nature;
 use crate::graph::draft::Draft;
 use crate::graph::resource::{Attachment, Body, MAX_UPLOAD_OCTETS, Message};
 use crate::message::content::Content;
@@ -44,20 +39,6 @@ pub fn draft(mut message: Message, order: &Order<'_>) -> Result<Draft, usize> {
         message_id: format!("<{}>", order.message_id),
         recipients: order.envelope.recipients.clone(),
     })
-}
-
-/// Makes a draft that encloses the whole message, so that what it is signed or encrypted with stays
-/// sound. The text of a signed message is shown as well.
-pub fn enclosed(content: &Bytes, root: &Part<'_>, nature: Nature, order: &Order<'_>) -> Result<Draft, usize> {
-    let mut message = json::message(content, root, order);
-    if nature == Nature::Encrypted {
-        message.body = Body::Text(
-            "This message is encrypted. It is too large to be sent as it is, and is attached as message.eml.\r\n"
-                .to_owned(),
-        );
-    }
-    message.attachments = vec![json::enclosure(content, root)];
-    draft(message, order)
 }
 
 /// No less than what an attachment takes of a request.

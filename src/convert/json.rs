@@ -7,11 +7,12 @@ use super::body::{self, Attached, Shown};
 use super::headers;
 use super::mime::Part;
 use super::names;
+use super::plan::Nature;
 use super::recipients::Recipients;
 use super::rewrite;
 use crate::address::Address;
 use crate::envelope::HeaderFrom;
-use crate::graph::resource::{Attachment, MAX_ATTACHMENTS, Message, Recipient};
+use crate::graph::resource::{Attachment, Body, MAX_ATTACHMENTS, Message, Recipient};
 use crate::message::addresses::{self, Mailbox};
 use crate::message::content::Content;
 use crate::message::fields::HeaderSection;
@@ -195,6 +196,20 @@ impl Attachments<'_> {
             content,
         });
     }
+}
+
+/// Makes a message that encloses the whole of another one, so that what it is signed or encrypted with
+/// stays sound. The text of a signed message is shown as well.
+pub fn enclosing(content: &Bytes, root: &Part<'_>, nature: Nature, order: &Order<'_>) -> Message {
+    let mut message = message(content, root, order);
+    if nature == Nature::Encrypted {
+        message.body = Body::Text(
+            "This message is encrypted. It could not be sent as it is, and is attached as message.eml.\r\n"
+                .to_owned(),
+        );
+    }
+    message.attachments = vec![enclosure(content, root)];
+    message
 }
 
 /// A message or part that is not taken apart, to be attached as it stands, but without blind copies.

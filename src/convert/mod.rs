@@ -15,10 +15,11 @@ use std::fmt;
 
 use bytes::Bytes;
 
+use crate::config::Api;
 use crate::envelope::{Envelope, Route};
 use crate::graph::Request;
 use crate::graph::draft::Draft;
-use crate::graph::resource::MAX_UPLOAD_OCTETS;
+use crate::graph::resource::{MAX_UPLOAD_OCTETS, Message};
 
 pub use plan::{Form, Nature, Reason, Wishes};
 
@@ -64,6 +65,8 @@ pub enum ConvertError {
         request: usize,
         /// The most that Graph takes.
         limit: usize,
+        /// The API, for what it says of larger ones.
+        api: Api,
     },
     /// An attachment is larger than Exchange takes.
     AttachmentTooLarge {
@@ -77,10 +80,14 @@ pub enum ConvertError {
 impl fmt::Display for ConvertError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            ConvertError::TooLarge { request, limit } => write!(
+            ConvertError::TooLarge { request, limit, api } => write!(
                 f,
                 "the message is too large for one request to Microsoft Graph (at least {request} octets; {limit} \
-                 fit); larger ones need Mail.ReadWrite and large_messages = true in [tenant]"
+                 fit); {}",
+                match api {
+                    Api::Graph => "larger ones need Mail.ReadWrite and large_messages = true in [tenant]",
+                    Api::OutlookV2 => "api = \"outlook-v2.0\" has no way for larger ones",
+                }
             ),
             ConvertError::AttachmentTooLarge { attachment, limit } => write!(
                 f,
@@ -108,10 +115,16 @@ pub fn convert(content: &Bytes, order: &Order<'_>) -> Result<Converted, ConvertE
     let mut outgrown = None;
     while let Some((form, reason)) = plan::plan(nature, wishes, outgrown) {
         let made = match form {
-            Form::Json => as_json(content, &root, order).map(Way::Request),
+            Form::Json => request(&json::message(content, &root, order), order),
             Form::Mime => as_mime(content, &root, order).map(Way::Request),
             Form::Draft => draft::draft(json::message(content, &root, order), order).map(Way::Draft),
-            Form::Enclosed => draft::enclosed(content, &root, nature, order).map(Way::Draft),
+            Form::Enclosed => {
+                let message = json::enclosing(content, &root, nature, order);
+                match wishes.api {
+                    Api::Graph => draft::draft(message, order).map(Way::Draft),
+                    Api::OutlookV2 => request(&message, order),
+                }
+            }
         };
         match made {
             Ok(way) => {
@@ -122,22 +135,23 @@ pub fn convert(content: &Bytes, order: &Order<'_>) -> Result<Converted, ConvertE
         outgrown = Some(form);
     }
     Err(match outgrown {
-        Some(Form::Draft | Form::Enclosed) => ConvertError::AttachmentTooLarge {
+        Some(Form::Draft | Form::Enclosed) if wishes.api == Api::Graph => ConvertError::AttachmentTooLarge {
             attachment: size as u64,
             limit: MAX_UPLOAD_OCTETS,
         },
         _ => ConvertError::TooLarge {
             request: size,
             limit: wishes.max_request,
+            api: wishes.api,
         },
     })
 }
 
 /// A request with a Graph message; or how large it would be at least.
-fn as_json(content: &Bytes, root: &mime::Part<'_>, order: &Order<'_>) -> Result<Request, usize> {
-    json::message(content, root, order)
-        .send_mail(order.route.save_to_sent_items, order.wishes.max_request)
-        .map(Request::Json)
+fn request(message: &Message, order: &Order<'_>) -> Result<Way, usize> {
+    let Wishes { api, max_request, .. } = order.wishes;
+    let json = message.send_mail(api, order.route.save_to_sent_items, max_request)?;
+    Ok(Way::Request(Request::Json(json)))
 }
 
 /// A request with the MIME message; or how large it would be.

@@ -7,7 +7,7 @@
 use std::fmt;
 
 use super::mime::Part;
-use crate::config;
+use crate::config::{self, Api};
 use crate::envelope::Format;
 use crate::graph::resource::MAX_REQUEST_OCTETS;
 
@@ -20,7 +20,7 @@ pub enum Form {
     Mime,
     /// A draft, to which the attachments are uploaded, and which is then sent.
     Draft,
-    /// A draft to which the whole message is attached as it is.
+    /// A draft, or a request where there are no drafts, to which the whole message is attached as it is.
     Enclosed,
 }
 
@@ -33,6 +33,8 @@ pub enum Reason {
     Format,
     /// Only MIME keeps what the message is.
     Nature(Nature),
+    /// Only MIME would keep what the message is, and the API does not take it.
+    NoMime(Nature),
     /// It does not fit into one request in the form it should have.
     TooLarge(Nature),
 }
@@ -65,6 +67,8 @@ pub struct Wishes {
     pub large_messages: bool,
     /// The largest request, in octets.
     pub max_request: usize,
+    /// The API. The Outlook REST API takes neither MIME nor uploads.
+    pub api: Api,
 }
 
 impl Default for Wishes {
@@ -74,6 +78,7 @@ impl Default for Wishes {
             keep_alternatives: false,
             large_messages: false,
             max_request: MAX_REQUEST_OCTETS,
+            api: Api::default(),
         }
     }
 }
@@ -85,6 +90,7 @@ impl Wishes {
             format: delivery.format,
             keep_alternatives: delivery.keep_text_alternative,
             large_messages: tenant.large_messages,
+            api: tenant.api,
             ..Wishes::default()
         }
     }
@@ -96,6 +102,16 @@ pub fn plan(nature: Nature, wishes: Wishes, outgrown: Option<Form>) -> Option<(F
     use Nature::{Alternatives, Encrypted, Invitation, Ordinary, Report, Signed};
 
     let draft = |form| wishes.large_messages.then_some((form, Reason::TooLarge(nature)));
+    if wishes.api == Api::OutlookV2 {
+        // What a signature or an encryption covers stays whole in an enclosure.
+        return match (outgrown, wishes.format, nature) {
+            (None, Format::Json, _) => Some((Form::Json, Reason::Format)),
+            (None, _, Signed | Encrypted) => Some((Form::Enclosed, Reason::NoMime(nature))),
+            (None, _, Invitation | Report) => Some((Form::Json, Reason::NoMime(nature))),
+            (None, _, Ordinary | Alternatives) => Some((Form::Json, Reason::Ordinary)),
+            (Some(_), _, _) => None,
+        };
+    }
     match (outgrown, wishes.format, nature) {
         // The first choice.
         (None, Format::Json, _) => Some((Form::Json, Reason::Format)),
@@ -180,6 +196,7 @@ impl fmt::Display for Reason {
             Reason::Ordinary => f.write_str("ordinary"),
             Reason::Format => f.write_str("configured"),
             Reason::Nature(nature) => nature.fmt(f),
+            Reason::NoMime(nature) => write!(f, "{nature}, and the API takes no MIME"),
             Reason::TooLarge(Nature::Ordinary) => f.write_str("too large for one request"),
             Reason::TooLarge(nature) => write!(f, "too large for one request ({nature})"),
         }
@@ -247,6 +264,33 @@ mod tests {
                     .collect();
                 assert_eq!(got, want, "{wishes:?} {nature:?}");
             }
+        }
+    }
+
+    #[test]
+    fn the_table_without_mime_and_drafts() {
+        use Form::{Enclosed, Json};
+        use Nature::{Alternatives, Encrypted, Invitation, Ordinary, Report, Signed};
+
+        for (format, nature, want) in [
+            (Format::Auto, Ordinary, (Json, Reason::Ordinary)),
+            (Format::Auto, Alternatives, (Json, Reason::Ordinary)),
+            (Format::Auto, Invitation, (Json, Reason::NoMime(Invitation))),
+            (Format::Auto, Report, (Json, Reason::NoMime(Report))),
+            (Format::Auto, Signed, (Enclosed, Reason::NoMime(Signed))),
+            (Format::Auto, Encrypted, (Enclosed, Reason::NoMime(Encrypted))),
+            (Format::Json, Signed, (Json, Reason::Format)),
+            // The configuration does not let this come about.
+            (Format::Mime, Signed, (Enclosed, Reason::NoMime(Signed))),
+        ] {
+            let wishes = Wishes {
+                format,
+                large_messages: true,
+                api: Api::OutlookV2,
+                ..Wishes::default()
+            };
+            assert_eq!(plan(nature, wishes, None), Some(want), "{format:?} {nature:?}");
+            assert_eq!(plan(nature, wishes, Some(want.0)), None);
         }
     }
 

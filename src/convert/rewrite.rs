@@ -14,7 +14,7 @@ use super::Order;
 use super::json::{authors, reply_to};
 use super::mime::Part;
 use super::recipients::Recipients;
-use crate::address::Address;
+use crate::address::{Address, is_words};
 use crate::envelope::HeaderFrom;
 use crate::graph::resource::Recipient;
 use crate::message::fields::{Field, HeaderSection};
@@ -199,8 +199,7 @@ fn write_list(out: &mut String, name: &str, recipients: &[Recipient]) {
 /// Writes an address (RFC 5322 §3.4.1). What SMTP takes without quotes, `a(b@c` say, a header does not.
 fn write_address(out: &mut String, address: &Address) {
     let local = address.local_part();
-    let special = |it: char| matches!(it, '(' | ')' | '[' | ']' | ':' | '\\' | '"' | '@');
-    if local.starts_with('"') || !local.contains(special) {
+    if is_words(local) {
         let _ = write!(out, "{address}");
         return;
     }
@@ -321,6 +320,8 @@ mod tests {
             ("a(b@c", "\"a(b\"@c"),
             ("team:a@b", "\"team:a\"@b"),
             ("a\\b@c", "\"a\\\\b\"@c"),
+            ("\"a\".b@c", "\"a\".b@c"),
+            ("\"a@c", "\"\\\"a\"@c"),
             ("a\"b@c", "\"a\\\"b\"@c"),
         ] {
             let mut text = String::new();

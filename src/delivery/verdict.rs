@@ -177,6 +177,7 @@ pub(super) fn expired(lifetime: Duration, why: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Api;
     use crate::outcome::Response;
 
     fn answer(status: u16, code: &str) -> AttemptResult {
@@ -230,7 +231,11 @@ mod tests {
             (no_token(true), Way::NotSent, Some((Tenant, Hold))),
             (no_token(false), Way::NotSent, Some((Tenant, Outage))),
             (
-                AttemptResult::Unsendable(crate::convert::ConvertError::TooLarge { request: 2, limit: 1 }),
+                AttemptResult::Unsendable(crate::convert::ConvertError::TooLarge {
+                    request: 2,
+                    limit: 1,
+                    api: Api::Graph,
+                }),
                 Way::NotSent,
                 None,
             ),

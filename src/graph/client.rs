@@ -24,7 +24,7 @@ use reqwest::{Body, Client, Method, Url};
 use serde_json::Value;
 
 use super::Request;
-use crate::config::Tenant;
+use crate::config::{Api, Tenant};
 use crate::identity::{HttpsError, Token, TokenError, Tokens, guid, https};
 use crate::metrics::{Metrics, RequestLabel};
 use crate::outcome::{Answer, Response};
@@ -152,7 +152,7 @@ impl Graph {
         })))
     }
 
-    /// `POST /v1.0/users/{mailbox}/sendMail`. Never retries by itself, except once with a fresh token
+    /// `POST /v1.0/users/{mailbox}/sendMail`, or its equal in the Outlook REST API. Never retries by itself, except once with a fresh token
     /// after a 401, and where HTTP/2 says that the request was not processed. Each request has its
     /// own `client-request-id`; it is in the answer's words where Graph gave no `request-id`.
     pub async fn send_mail(&self, mailbox: &str, request: Request) -> Answer {
@@ -188,12 +188,16 @@ impl Graph {
 }
 
 impl Service {
-    /// `{root}/v1.0/users/{mailbox}/{path…}`, percent-encoded. A name that begins with `$` has a form
+    /// `{root}/v1.0/users/{mailbox}/{path…}`, percent-encoded; `{root}/api/v2.0/…` in the Outlook REST
+    /// API. A name that begins with `$` has a form
     /// of its own: `users('$name@contoso.com')` (Graph's page of known issues).
     pub(super) fn url(&self, mailbox: &str, path: &[&str]) -> Url {
         let mut url = self.root.clone();
         if let Ok(mut segments) = url.path_segments_mut() {
-            segments.pop_if_empty().push("v1.0");
+            segments.pop_if_empty().extend(match self.tenant.api {
+                Api::Graph => &["v1.0"][..],
+                Api::OutlookV2 => &["api", "v2.0"],
+            });
             if mailbox.starts_with('$') {
                 segments.push(&format!("users('{}')", mailbox.replace('\'', "''")));
             } else {

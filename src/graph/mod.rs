@@ -2,6 +2,7 @@
 
 pub mod client;
 pub mod draft;
+mod names;
 pub mod resource;
 pub mod sent;
 

@@ -1,12 +1,16 @@
-//! Graph's JSON in Graph's names. Pure.
+//! Graph's JSON in Graph's names, and in those of the Outlook REST API, which came before it. Pure.
 //!
 //! Written straight into one buffer: the resources carry attachments, and a tree of values would
 //! hold each of them twice more. Empty collections and absent values are left out, since Graph
 //! refuses several of them (an empty `internetMessageHeaders`, a null `isInline`).
 
+use std::borrow::Cow;
+
 use bytes::Bytes;
 
+use super::names::Name;
 use crate::address::Address;
+use crate::config::Api;
 use crate::message::content::Content;
 
 /// The largest `sendMail` request that is made, in octets.
@@ -24,6 +28,10 @@ pub const MAX_RECIPIENTS: usize = 500;
 /// The most `internetMessageHeaders`: more are answered with 400
 /// `InvalidInternetMessageHeaderCollection`.
 pub const MAX_HEADERS: usize = 5;
+
+/// Before the name of a header field: the property of that name in the set PS_INTERNET_HEADERS
+/// (<https://learn.microsoft.com/openspecs/exchange_server_protocols/ms-oxcmsg>).
+const INTERNET_HEADERS: &str = "String {00020386-0000-0000-C000-000000000046} Name ";
 
 /// The most files attached to a message ("Message limits" in
 /// <https://learn.microsoft.com/office365/servicedescriptions/exchange-online-service-description/exchange-online-limits>).
@@ -126,23 +134,24 @@ pub struct Attachment {
 }
 
 impl Message {
-    /// The request body of `sendMail`, unless it is larger than `limit`.
+    /// The request body of `sendMail` in the API's names, unless it is larger than `limit`.
     ///
     /// # Errors
     /// The size at which it was given up.
-    pub fn send_mail(&self, save_to_sent_items: bool, limit: usize) -> Result<Bytes, usize> {
+    pub fn send_mail(&self, api: Api, save_to_sent_items: bool, limit: usize) -> Result<Bytes, usize> {
         let attached: usize = self.attachments.iter().map(|it| it.content.encoded_len()).sum();
         let (Body::Text(body) | Body::Html(body)) = &self.body;
         let expected = attached + body.len() + body.len() / 16 + 4096;
         let mut json = Writer {
             out: Vec::with_capacity(expected.min(limit)),
             limit,
+            api,
         };
         json.object(|json| {
-            json.name("message");
+            json.name(Name::Message);
             json.object(|json| self.write(json))?;
             if !save_to_sent_items {
-                json.name("saveToSentItems");
+                json.name(Name::SaveToSentItems);
                 json.boolean(false);
             }
             Ok(())
@@ -158,6 +167,7 @@ impl Message {
         let mut json = Writer {
             out: Vec::new(),
             limit,
+            api: Api::Graph,
         };
         json.object(|json| self.write(json))?;
         Ok(json.out.into())
@@ -165,61 +175,79 @@ impl Message {
 
     fn write(&self, json: &mut Writer) -> Result<(), usize> {
         if let Some(subject) = &self.subject {
-            json.member("subject", subject);
+            json.member(Name::Subject, subject);
         }
-        json.name("body");
+        json.name(Name::Body);
         let (content_type, content) = match &self.body {
-            Body::Text(content) => ("text", content),
-            Body::Html(content) => ("html", content),
+            Body::Text(content) => (Name::Text, content),
+            Body::Html(content) => (Name::Html, content),
         };
         json.object(|json| {
-            json.member("contentType", content_type);
-            json.member("content", content);
+            json.choice(Name::ContentType, content_type);
+            json.member(Name::Content, content);
             json.within_limit()
         })?;
         if let Some(from) = &self.from {
-            json.name("from");
+            json.name(Name::From);
             json.recipient(from)?;
         }
         for (name, recipients) in [
-            ("toRecipients", &self.to),
-            ("ccRecipients", &self.cc),
-            ("bccRecipients", &self.bcc),
-            ("replyTo", &self.reply_to),
+            (Name::ToRecipients, &self.to),
+            (Name::CcRecipients, &self.cc),
+            (Name::BccRecipients, &self.bcc),
+            (Name::ReplyTo, &self.reply_to),
         ] {
             json.array(name, recipients, Writer::recipient)?;
         }
         match self.importance {
-            Importance::Low => json.member("importance", "low"),
+            Importance::Low => json.choice(Name::Importance, Name::Low),
             Importance::Normal => {}
-            Importance::High => json.member("importance", "high"),
+            Importance::High => json.choice(Name::Importance, Name::High),
         }
         if self.read_receipt {
-            json.name("isReadReceiptRequested");
+            json.name(Name::IsReadReceiptRequested);
             json.boolean(true);
         }
         if self.delivery_receipt {
-            json.name("isDeliveryReceiptRequested");
+            json.name(Name::IsDeliveryReceiptRequested);
             json.boolean(true);
         }
         if let Some(id) = &self.internet_message_id {
-            json.member("internetMessageId", id);
+            json.member(Name::InternetMessageId, id);
         }
-        json.array("internetMessageHeaders", &self.headers, |json, (name, value)| {
+        // It is not documented that the Outlook API lets them be written; named properties it does.
+        let (headers, named): (&[_], &[_]) = match json.api {
+            Api::Graph => (&self.headers, &[]),
+            Api::OutlookV2 => (&[], &self.headers),
+        };
+        json.array(Name::InternetMessageHeaders, headers, |json, (name, value)| {
             json.object(|json| {
-                json.member("name", name);
-                json.member("value", value);
+                json.member(Name::Label, name);
+                json.member(Name::Value, value);
                 Ok(())
             })
         })?;
-        json.array("singleValueExtendedProperties", &self.properties, |json, it| {
-            json.object(|json| {
-                json.member("id", it.id);
-                json.member("value", &it.value);
-                Ok(())
-            })
-        })?;
-        json.array("attachments", &self.attachments, |json, it| it.write(json))
+        let named = named
+            .iter()
+            .map(|(name, value)| (Cow::Owned(format!("{INTERNET_HEADERS}{name}")), value));
+        let properties: Vec<(Cow<'_, str>, &String)> = self
+            .properties
+            .iter()
+            .map(|it| (Cow::Borrowed(it.id), &it.value))
+            .chain(named)
+            .collect();
+        json.array(
+            Name::SingleValueExtendedProperties,
+            &properties,
+            |json, (id, value)| {
+                json.object(|json| {
+                    json.member(Name::PropertyId, id);
+                    json.member(Name::Value, value);
+                    Ok(())
+                })
+            },
+        )?;
+        json.array(Name::Attachments, &self.attachments, |json, it| it.write(json))
     }
 }
 
@@ -230,6 +258,7 @@ impl Attachment {
         let mut json = Writer {
             out: Vec::with_capacity(self.content.encoded_len() + 1024),
             limit: usize::MAX,
+            api: Api::Graph,
         };
         self.write(&mut json).expect("there is no limit");
         json.out.into()
@@ -238,15 +267,15 @@ impl Attachment {
     fn write(&self, json: &mut Writer) -> Result<(), usize> {
         json.object(|json| {
             // The base type is abstract: without this Graph does not know what it is.
-            json.member("@odata.type", "#microsoft.graph.fileAttachment");
-            json.member("name", &self.name);
-            json.member("contentType", &self.content_type);
+            json.choice(Name::Type, Name::FileAttachment);
+            json.member(Name::Label, &self.name);
+            json.member(Name::ContentType, &self.content_type);
             if let Some(id) = &self.content_id {
-                json.name("isInline");
+                json.name(Name::IsInline);
                 json.boolean(true);
-                json.member("contentId", id);
+                json.member(Name::ContentId, id);
             }
-            json.name("contentBytes");
+            json.name(Name::ContentBytes);
             json.out.push(b'"');
             self.content.append_base64(&mut json.out);
             json.out.push(b'"');
@@ -259,6 +288,7 @@ impl Attachment {
 struct Writer {
     out: Vec<u8>,
     limit: usize,
+    api: Api,
 }
 
 impl Writer {
@@ -272,7 +302,7 @@ impl Writer {
     /// Writes an array, unless it is empty.
     fn array<T>(
         &mut self,
-        name: &str,
+        name: Name,
         elements: &[T],
         mut element: impl FnMut(&mut Writer, &T) -> Result<(), usize>,
     ) -> Result<(), usize> {
@@ -291,25 +321,30 @@ impl Writer {
 
     fn recipient(&mut self, recipient: &Recipient) -> Result<(), usize> {
         self.object(|json| {
-            json.name("emailAddress");
+            json.name(Name::EmailAddress);
             json.object(|json| {
                 if let Some(name) = &recipient.name {
-                    json.member("name", name);
+                    json.member(Name::Label, name);
                 }
-                json.member("address", recipient.address.as_str());
+                json.member(Name::Address, recipient.address.as_str());
                 Ok(())
             })
         })
     }
 
-    fn member(&mut self, name: &str, value: &str) {
+    fn member(&mut self, name: Name, value: &str) {
         self.name(name);
         self.string(value);
     }
 
-    fn name(&mut self, name: &str) {
+    /// A member whose value is one of the API's words.
+    fn choice(&mut self, name: Name, value: Name) {
+        self.member(name, value.of(self.api));
+    }
+
+    fn name(&mut self, name: Name) {
         self.comma();
-        self.string(name);
+        self.string(name.of(self.api));
         self.out.push(b':');
     }
 
@@ -332,5 +367,108 @@ impl Writer {
             return Err(self.out.len());
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    /// The one request in both APIs, name for name.
+    #[test]
+    fn speaks_two_apis() {
+        let recipient = |address: &str| Recipient {
+            name: Some("Ann".to_owned()),
+            address: Address::parse(address).expect("an address"),
+        };
+        let message = Message {
+            subject: Some("Hello".to_owned()),
+            body: Body::Html("<p>".to_owned()),
+            from: Some(recipient("erp@contoso.com")),
+            to: vec![recipient("a@example.org")],
+            cc: vec![recipient("b@example.org")],
+            bcc: vec![recipient("c@example.org")],
+            reply_to: vec![recipient("d@example.org")],
+            importance: Importance::High,
+            read_receipt: true,
+            delivery_receipt: true,
+            internet_message_id: Some("<1@x>".to_owned()),
+            headers: vec![("x-a".to_owned(), "b".to_owned())],
+            properties: vec![ExtendedProperty {
+                id: "String 0x1042",
+                value: "<2@x>".to_owned(),
+            }],
+            attachments: vec![Attachment {
+                name: "a.png".to_owned(),
+                content_type: "image/png".to_owned(),
+                content_id: Some("i".to_owned()),
+                content: Content::plain("abc"),
+            }],
+        };
+        let written = |api| -> Value {
+            let json = message.send_mail(api, false, 10_000).expect("small");
+            serde_json::from_slice(&json).expect("JSON")
+        };
+        let person = |address: &str| json!({"emailAddress": {"name": "Ann", "address": address}});
+        let graph = json!({
+            "message": {
+                "subject": "Hello",
+                "body": {"contentType": "html", "content": "<p>"},
+                "from": person("erp@contoso.com"),
+                "toRecipients": [person("a@example.org")],
+                "ccRecipients": [person("b@example.org")],
+                "bccRecipients": [person("c@example.org")],
+                "replyTo": [person("d@example.org")],
+                "importance": "high",
+                "isReadReceiptRequested": true,
+                "isDeliveryReceiptRequested": true,
+                "internetMessageId": "<1@x>",
+                "internetMessageHeaders": [{"name": "x-a", "value": "b"}],
+                "singleValueExtendedProperties": [{"id": "String 0x1042", "value": "<2@x>"}],
+                "attachments": [{
+                    "@odata.type": "#microsoft.graph.fileAttachment",
+                    "name": "a.png",
+                    "contentType": "image/png",
+                    "isInline": true,
+                    "contentId": "i",
+                    "contentBytes": "YWJj",
+                }],
+            },
+            "saveToSentItems": false,
+        });
+        let person = |address: &str| json!({"EmailAddress": {"Name": "Ann", "Address": address}});
+        let named = "String {00020386-0000-0000-C000-000000000046} Name x-a";
+        let outlook = json!({
+            "Message": {
+                "Subject": "Hello",
+                "Body": {"ContentType": "HTML", "Content": "<p>"},
+                "From": person("erp@contoso.com"),
+                "ToRecipients": [person("a@example.org")],
+                "CcRecipients": [person("b@example.org")],
+                "BccRecipients": [person("c@example.org")],
+                "ReplyTo": [person("d@example.org")],
+                "Importance": "High",
+                "IsReadReceiptRequested": true,
+                "IsDeliveryReceiptRequested": true,
+                "InternetMessageId": "<1@x>",
+                "SingleValueExtendedProperties": [
+                    {"PropertyId": "String 0x1042", "Value": "<2@x>"},
+                    {"PropertyId": named, "Value": "b"},
+                ],
+                "Attachments": [{
+                    "@odata.type": "#Microsoft.OutlookServices.FileAttachment",
+                    "Name": "a.png",
+                    "ContentType": "image/png",
+                    "IsInline": true,
+                    "ContentId": "i",
+                    "ContentBytes": "YWJj",
+                }],
+            },
+            "SaveToSentItems": false,
+        });
+        assert_eq!(written(Api::Graph), graph);
+        assert_eq!(written(Api::OutlookV2), outlook);
     }
 }

@@ -1,5 +1,6 @@
 //! What an operator must mend is held, and goes out once it is mended.
 
+use graphpost::config::Api;
 use graphpost::convert::Wishes;
 use graphpost::delivery::Settings;
 use graphpost::sandbox::{Cloud, Limits, MAIL_SEND, Options, Rule};
@@ -43,7 +44,7 @@ async fn a_bad_credential_holds_all_and_fails_nothing() {
     rig.cloud.register_certificate(&certificate).unwrap();
     rig.control
         .change(Settings {
-            graph: graph(&rig.cloud, &rig.metrics, rig.settings.request_timeout),
+            graph: graph(&rig.cloud, &rig.metrics, rig.settings.request_timeout, Api::Graph),
             delivery: rig.settings.clone(),
             postmaster: postmaster(&rig.spool),
             wishes: Wishes::default(),

@@ -6,6 +6,7 @@ mod bounces;
 mod holds;
 mod large;
 mod outcomes;
+mod outlook;
 mod pace;
 mod rig;
 mod stops;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use graphpost::address::Address;
-use graphpost::config::{self, ApplicationCredential, AssertionAlgorithm, Credential, Tenant};
+use graphpost::config::{self, Api, ApplicationCredential, AssertionAlgorithm, Credential, Tenant};
 use graphpost::convert::Wishes;
 use graphpost::delivery::{Control, Delivery, Settings};
 use graphpost::envelope::{Envelope, HeaderFrom, Origin, ReversePath, Route};
@@ -65,12 +65,13 @@ fn credential(name: &str) -> PathBuf {
         .join(name)
 }
 
-pub fn graph(cloud: &Cloud, metrics: &Arc<Metrics>, request_timeout: Duration) -> Graph {
+pub fn graph(cloud: &Cloud, metrics: &Arc<Metrics>, request_timeout: Duration, api: Api) -> Graph {
     let tenant = Tenant {
         id: "contoso.onmicrosoft.com".to_owned(),
         client_id: "11111111-1111-1111-1111-111111111111".to_owned(),
         authority: cloud.authority(),
         graph: cloud.graph(),
+        api,
         credential: ApplicationCredential::Certificate {
             files: Credential {
                 certificate: credential("app.pem"),
@@ -131,7 +132,7 @@ impl Rig {
             .await
             .unwrap();
         let loop_settings = Settings {
-            graph: graph(&cloud, &metrics, settings.request_timeout),
+            graph: graph(&cloud, &metrics, settings.request_timeout, wishes.api),
             delivery: settings.clone(),
             postmaster: postmaster(&spool),
             wishes,

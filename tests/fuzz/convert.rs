@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 
 use bytes::Bytes;
 use graphpost::address::Address;
+use graphpost::config::Api;
 use graphpost::convert::{Order, Way, Wishes, convert};
 use graphpost::envelope::{Envelope, Format, HeaderFrom, ReversePath, Route};
 use graphpost::graph::Request;
@@ -41,13 +42,19 @@ pub fn check(data: &[u8]) {
         unknown: None,
     };
     let content = Bytes::copy_from_slice(data);
-    for format in [Format::Auto, Format::Json, Format::Mime] {
+    for (api, format) in [
+        (Api::Graph, Format::Auto),
+        (Api::Graph, Format::Json),
+        (Api::Graph, Format::Mime),
+        (Api::OutlookV2, Format::Auto),
+    ] {
         let order = Order {
             envelope: &envelope,
             route: &route,
             message_id: "1@graphpost.example",
             wishes: Wishes {
                 format,
+                api,
                 keep_alternatives: how & 16 == 0,
                 large_messages: how & 32 == 0,
                 max_request: match size & 1 {
@@ -100,7 +107,10 @@ fn check_form(content: &Bytes, order: &Order<'_>) {
     match converted.way {
         Way::Request(Request::Json(json)) => {
             assert!(json.len() <= limit);
-            let request: Value = serde_json::from_slice(&json).expect("JSON");
+            let mut request: Value = serde_json::from_slice(&json).expect("JSON");
+            if order.wishes.api == Api::OutlookV2 {
+                request = in_graph_names(request);
+            }
             only(&request, &["message", "saveToSentItems"]);
             check_message(&request["message"], order);
         }
@@ -110,11 +120,26 @@ fn check_form(content: &Bytes, order: &Order<'_>) {
             check_mime(&mime, order);
         }
         Way::Draft(draft) => {
-            assert!(draft.message.len() <= limit && order.wishes.large_messages);
+            assert!(draft.message.len() <= limit);
+            assert!(order.wishes.large_messages && order.wishes.api == Api::Graph);
             let message: Value = serde_json::from_slice(&draft.message).expect("JSON");
             check_message(&message, order);
             draft.attachments.iter().for_each(check_upload);
         }
+    }
+}
+
+fn in_graph_names(value: Value) -> Value {
+    match value {
+        Value::Object(object) => object
+            .into_iter()
+            .map(|(name, value)| {
+                let (first, rest) = name.split_at(1);
+                (first.to_lowercase() + rest, in_graph_names(value))
+            })
+            .collect(),
+        Value::Array(values) => values.into_iter().map(in_graph_names).collect(),
+        value => value,
     }
 }
 
@@ -263,22 +288,28 @@ fn addresses(list: &str) -> Vec<String> {
     let atom = |it: char| it.is_alphanumeric() || !it.is_ascii() || "!#$%&'*+-/=?^_`{|}~.".contains(it);
     let mut found = Vec::new();
     let mut rest = list.trim_start();
-    // A quoted string or an atom.
+    // Quoted strings and atoms, with nothing between them.
     let word = |rest: &mut &str| -> Option<String> {
-        let end = match rest.strip_prefix('"') {
-            Some(inner) => {
-                let mut escaped = false;
-                let end = inner.char_indices().find(|(_, it)| {
-                    let ends = *it == '"' && !escaped;
-                    escaped = *it == '\\' && !escaped;
-                    ends
-                });
-                end.expect("the end of a quoted string").0 + 2
+        let whole = *rest;
+        loop {
+            let end = match rest.strip_prefix('"') {
+                Some(inner) => {
+                    let mut escaped = false;
+                    let end = inner.char_indices().find(|(_, it)| {
+                        let ends = *it == '"' && !escaped;
+                        escaped = *it == '\\' && !escaped;
+                        ends
+                    });
+                    end.expect("the end of a quoted string").0 + 2
+                }
+                None => rest.find(|it| !atom(it)).unwrap_or(rest.len()),
+            };
+            if end == 0 {
+                break;
             }
-            None => rest.find(|it| !atom(it)).unwrap_or(rest.len()),
-        };
-        let (word, after) = rest.split_at(end);
-        *rest = after;
+            *rest = &rest[end..];
+        }
+        let word = &whole[..whole.len() - rest.len()];
         (!word.is_empty()).then(|| word.to_owned())
     };
     let address = |rest: &mut &str, local: String| -> String {

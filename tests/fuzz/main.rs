@@ -9,7 +9,7 @@ use std::fs;
 use std::path::Path;
 
 /// Mutated inputs for each target.
-const INPUTS: usize = 6000;
+const INPUTS: usize = 3000;
 
 /// Runs a target's check on the seeds, and on what mutation makes of them: always the same, so that
 /// what fails once fails again.

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
-use graphpost::config::{ApplicationCredential, AssertionAlgorithm, Credential, Tenant};
+use graphpost::config::{Api, ApplicationCredential, AssertionAlgorithm, Credential, Tenant};
 use graphpost::metrics::Metrics;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
@@ -38,6 +38,7 @@ pub fn tenant(authority: &str, graph: &str) -> Tenant {
         client_id: CLIENT.to_owned(),
         authority: authority.to_owned(),
         graph: graph.to_owned(),
+        api: Api::Graph,
         credential: certificate("both.pem", None),
         next_credential: None,
         send_certificate_chain: false,
