@@ -129,6 +129,9 @@ fn every_value_arrives() {
     assert_eq!(password.expose_secret(), "hunter2");
     let names: Vec<_> = config.listeners.iter().map(|it| it.name.as_str()).collect();
     assert_eq!(names, ["printers", "submission", "127.0.0.1:465"]);
+    assert_eq!(config.listeners[0].socket.as_deref(), Some("smtp"));
+    assert_eq!(config.listeners[0].proxy_protocol_from.len(), 2);
+    assert!(config.listeners[1].socket.is_none() && config.listeners[1].proxy_protocol_from.is_empty());
     assert_eq!(config.listeners[1].tls, TlsMode::Required);
     assert_eq!(config.listeners[1].auth, Auth::Required);
     assert!(config.listeners[1].plaintext_auth.is_empty());
@@ -141,7 +144,7 @@ fn every_value_arrives() {
         Some(PathBuf::from("tests/config/valid/../app.pem"))
     );
     let erp = &config.senders[0];
-    assert_eq!((erp.name.as_str(), erp.line), ("erp", 44));
+    assert_eq!((erp.name.as_str(), erp.line), ("erp", 46));
     assert_eq!(erp.accounts, ["erp", "erp2"]);
     assert_eq!(erp.header_from, HeaderFrom::Keep);
     assert!(!erp.save_to_sent_items);

@@ -29,6 +29,7 @@ pub(super) struct WrittenListener {
     /// Whether the key is there, wrong or right.
     pub has_certificate: bool,
     pub networks: Option<Spot<()>>,
+    pub proxy_protocol_from: Option<Spot<()>>,
     pub auth: Option<Spot<()>>,
     pub plaintext_auth: Option<Spot<()>>,
 }
@@ -64,6 +65,14 @@ pub(super) fn listeners(reader: &Reader, listeners: &[WrittenListener]) {
         };
         tls(reader, written, listener);
         passwords(reader, written, listener);
+        if covers_everything(&listener.proxy_protocol_from) {
+            reader.error(
+                written.at(&written.proxy_protocol_from),
+                "every client could claim any address: the PROXY protocol is believed from everywhere",
+                "must name the proxies",
+                "list the addresses of the proxies, such as \"10.0.0.5\"".to_owned(),
+            );
+        }
         for earlier in &listeners[..at] {
             let Some(other) = &earlier.listener else { continue };
             if overlap(listener.address, other.address) {

@@ -478,6 +478,8 @@ fn listener(reader: &Reader, mut section: Section<'_>, directories: &Directories
     let name = section.text("name", value::name);
     let address = section.text("address", value::socket_address);
     let address = section.require("address", address, "\"127.0.0.1:2525\"", "");
+    let socket = section.text("socket", value::socket_name);
+    let proxy_protocol_from = section.list("proxy_protocol_from", value::network);
     let tls = section.choice(
         "tls",
         &[
@@ -515,6 +517,8 @@ fn listener(reader: &Reader, mut section: Section<'_>, directories: &Directories
             .as_ref()
             .map_or_else(|| address.value.to_string(), |it| it.value.clone()),
         address: address.value,
+        socket: socket.map(|it| it.value),
+        proxy_protocol_from: proxy_protocol_from.as_ref().map(values).unwrap_or_default(),
         tls: tls.as_ref().map(|it| it.value).unwrap_or_default(),
         certificate: credential,
         networks: networks.as_ref().map_or_else(check::loopback, values),
@@ -532,6 +536,7 @@ fn listener(reader: &Reader, mut section: Section<'_>, directories: &Directories
         certificate,
         has_certificate: section.has("certificate"),
         networks: networks.map(|it| it.with(())),
+        proxy_protocol_from: proxy_protocol_from.map(|it| it.with(())),
         auth: auth.map(|it| it.with(())),
         plaintext_auth: plaintext_auth.map(|it| it.with(())),
     };

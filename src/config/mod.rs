@@ -273,6 +273,11 @@ pub struct Listener {
     pub name: String,
     /// Where it listens. Port 0 takes a free one.
     pub address: SocketAddr,
+    /// The name of the socket, listening on that address, that the service manager passes; `None` where
+    /// the gateway opens its own.
+    pub socket: Option<String>,
+    /// Proxies that say in a PROXY header whose connection it is.
+    pub proxy_protocol_from: Vec<IpNet>,
     /// Whether and how TLS is spoken.
     pub tls: TlsMode,
     /// The certificate; present exactly where `tls` is not [`TlsMode::None`].

@@ -345,6 +345,18 @@ pub(super) fn hostname(text: &str) -> Result<String, Problem> {
 }
 
 /// A name for logs and metrics.
+pub(super) fn socket_name(text: &str) -> Result<String, Problem> {
+    // systemd.socket(5), FileDescriptorName=.
+    let valid = |c: char| c.is_ascii() && !c.is_ascii_control() && c != ':';
+    if text.is_empty() || text.len() > 255 || !text.chars().all(valid) {
+        return Err(Problem::new(
+            "is no name of a socket",
+            "expected FileDescriptorName= of the socket unit, such as \"smtp\"",
+        ));
+    }
+    Ok(text.to_owned())
+}
+
 pub(super) fn name(text: &str) -> Result<String, Problem> {
     let good = |c: char| c.is_alphanumeric() || matches!(c, '-' | '_' | '.' | ':' | '[' | ']' | '/');
     if text.is_empty() || text.len() > 64 || !text.chars().all(good) {

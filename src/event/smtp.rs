@@ -148,6 +148,24 @@ pub fn connection_refused(listener: &str, client: IpAddr, code: u16, reason: &st
     info!(target: "graphpost", %client, code, reason, others, listener, "connection refused");
 }
 
+/// A connection of a named proxy did not say whose it is. `others` were refused since the last such line.
+pub fn no_proxy_header(listener: &str, proxy: IpAddr, why: &dyn Display, others: u64) {
+    warn!(
+        target: "graphpost",
+        %proxy, reason = %why, others, listener,
+        "connection refused: the listener's proxy_protocol_from expects a PROXY header from this address"
+    );
+}
+
+/// The file descriptors are enough for fewer connections than the settings permit.
+pub fn few_descriptors(limit: u64, connections: usize, wanted: usize) {
+    warn!(
+        target: "graphpost",
+        limit, connections, max_connections = wanted,
+        "too few file descriptors for max_connections: fewer are admitted; raise LimitNOFILE= or 'ulimit -n'"
+    );
+}
+
 /// A client hung up without QUIT.
 pub fn hung_up(listener: &str, client: IpAddr) {
     debug!(target: "graphpost", %client, listener, "client hung up");

@@ -37,6 +37,12 @@ struct Places {
     by_network: HashMap<IpAddr, usize>,
 }
 
+/// One connection of those that there may be in all, whoever the client is: a proxy says it later.
+pub(super) struct Entry {
+    admissions: Arc<Admissions>,
+    permit: OwnedSemaphorePermit,
+}
+
 /// A connection's place within the limits, given back when it is dropped.
 pub(super) struct Admission {
     admissions: Arc<Admissions>,
@@ -54,11 +60,11 @@ fn network(client: IpAddr) -> IpAddr {
 }
 
 impl Admissions {
-    pub(super) fn new(settings: &config::Smtp) -> Admissions {
+    /// The limits of the settings; and no more than `connections` in all.
+    pub(super) fn new(settings: &config::Smtp, connections: usize) -> Admissions {
+        let connections = settings.max_connections.min(connections);
         Admissions {
-            connections: Arc::new(Semaphore::new(
-                settings.max_connections.min(Semaphore::MAX_PERMITS),
-            )),
+            connections: Arc::new(Semaphore::new(connections.min(Semaphore::MAX_PERMITS))),
             refusals: Arc::new(Semaphore::new(MAX_REFUSALS)),
             max_per_address: settings.max_connections_per_address,
             max_per_network: settings.max_connections_per_network,
@@ -71,22 +77,11 @@ impl Admissions {
         self.places.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn admit(self: &Arc<Self>, client: IpAddr) -> Option<Admission> {
-        let permit = Arc::clone(&self.connections).try_acquire_owned().ok()?;
-        let mut places = self.places();
-        let count = |of: &HashMap<IpAddr, usize>, who| of.get(&who).copied().unwrap_or(0);
-        // This machine's own programs share one address and are no network.
-        let network_full =
-            !client.is_loopback() && count(&places.by_network, network(client)) >= self.max_per_network;
-        if count(&places.by_address, client) >= self.max_per_address || network_full {
-            return None;
-        }
-        *places.by_address.entry(client).or_insert(0) += 1;
-        *places.by_network.entry(network(client)).or_insert(0) += 1;
-        Some(Admission {
+    /// Lets one in, if there are not too many in all.
+    pub(super) fn enter(self: &Arc<Self>) -> Option<Entry> {
+        Some(Entry {
             admissions: Arc::clone(self),
-            client,
-            _permit: permit,
+            permit: Arc::clone(&self.connections).try_acquire_owned().ok()?,
         })
     }
 
@@ -100,6 +95,29 @@ impl Admissions {
         }
         *last = Some(now);
         Some(std::mem::take(others))
+    }
+}
+
+impl Entry {
+    /// Gives it to this client, if the client and its network have not too many.
+    pub(super) fn of(self, client: IpAddr) -> Option<Admission> {
+        let Entry { admissions, permit } = self;
+        let mut places = admissions.places();
+        let count = |of: &HashMap<IpAddr, usize>, who| of.get(&who).copied().unwrap_or(0);
+        // This machine's own programs share one address and are no network.
+        let network_full =
+            !client.is_loopback() && count(&places.by_network, network(client)) >= admissions.max_per_network;
+        if count(&places.by_address, client) >= admissions.max_per_address || network_full {
+            return None;
+        }
+        *places.by_address.entry(client).or_insert(0) += 1;
+        *places.by_network.entry(network(client)).or_insert(0) += 1;
+        drop(places);
+        Some(Admission {
+            admissions,
+            client,
+            _permit: permit,
+        })
     }
 }
 
@@ -131,16 +149,17 @@ mod tests {
             max_connections_per_address: 2,
             ..config::Smtp::default()
         };
-        let limits = Arc::new(Admissions::new(&settings));
+        let limits = Arc::new(Admissions::new(&settings, usize::MAX));
         let [one, two] = ["10.0.0.1", "10.0.0.2"].map(|it| it.parse::<IpAddr>().expect("an address"));
 
-        let first = limits.admit(one).expect("a place");
-        let _second = limits.admit(one).expect("a place");
-        assert!(limits.admit(one).is_none(), "two from one address");
-        let _third = limits.admit(two).expect("a place");
-        assert!(limits.admit(two).is_none(), "three in all");
+        let admit = |client| limits.enter()?.of(client);
+        let first = admit(one).expect("a place");
+        let _second = admit(one).expect("a place");
+        assert!(admit(one).is_none(), "two from one address");
+        let _third = admit(two).expect("a place");
+        assert!(admit(two).is_none(), "three in all");
         drop(first);
-        let again = limits.admit(one).expect("a place again");
+        let again = admit(one).expect("a place again");
         drop(again);
         assert_eq!(limits.places().by_address.len(), 2);
         assert_eq!(limits.places().by_network.len(), 1);
@@ -152,8 +171,8 @@ mod tests {
             max_connections_per_network: 2,
             ..config::Smtp::default()
         };
-        let limits = Arc::new(Admissions::new(&settings));
-        let admit = |address: &str| limits.admit(address.parse().expect("an address"));
+        let limits = Arc::new(Admissions::new(&settings, usize::MAX));
+        let admit = |address: &str| limits.enter()?.of(address.parse().expect("an address"));
         let held = [
             admit("10.0.0.1"),
             admit("10.0.0.2"),
@@ -172,7 +191,7 @@ mod tests {
 
     #[test]
     fn a_flood_is_one_line_a_second() {
-        let limits = Admissions::new(&config::Smtp::default());
+        let limits = Admissions::new(&config::Smtp::default(), usize::MAX);
         let start = Instant::now();
         assert_eq!(limits.log_refusal(start), Some(0));
         for milliseconds in [0, 1, 999] {

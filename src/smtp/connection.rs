@@ -184,7 +184,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             };
             match read {
                 Ok(Ok(0)) => return Err(Ended::HungUp),
-                Ok(Ok(_)) => {}
+                Ok(Ok(_)) => self.listener.shared.break_if_asked(),
                 Ok(Err(error)) => return Err(error.into()),
                 Err(_) => return Ok(Action::Close(reply::TIMEOUT)),
             }
@@ -250,6 +250,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                 }
             },
         };
+        // The guesses of many connections wait for their checks at once. The lock-out that the first of
+        // them brought about is for all.
+        if shared.lockouts().is_locked(client, &account, now()) {
+            return Ok(Event::Refused(reply::LOCKED_OUT));
+        }
         self.listener.count_login(&login);
         match login {
             Login::Accepted(_) => shared.lockouts().succeeded(client, &account),
@@ -333,7 +338,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             let until = deadline.min(Instant::now() + limits.data_timeout);
             match timeout_at(until, self.stream.read_buf(&mut chunk)).await {
                 Ok(Ok(0)) => return Err(Ended::HungUp),
-                Ok(Ok(_)) => {}
+                Ok(Ok(_)) => self.listener.shared.break_if_asked(),
                 Ok(Err(error)) => return Err(error.into()),
                 Err(_) => return Err(self.close(&reply::TIMEOUT).await),
             }

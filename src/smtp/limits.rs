@@ -5,7 +5,7 @@
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::hash::Hash;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::time::{Duration, Instant};
 
 use crate::config;
@@ -21,9 +21,17 @@ const MINUTE: Duration = Duration::from_secs(60);
 /// Who is followed.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum Who {
+    /// Of IPv6 the network, a /64: one host can have as many addresses in it as it likes.
     Address(IpAddr),
     /// In lower case.
     Account(String),
+}
+
+fn address(client: IpAddr) -> Who {
+    Who::Address(match client {
+        IpAddr::V4(_) => client,
+        IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() & !u128::from(u64::MAX)).into(),
+    })
 }
 
 fn account(name: &str) -> Who {
@@ -70,7 +78,7 @@ impl Rates {
         if self.messages_per_minute.is_infinite() && self.recipients_per_minute.is_infinite() {
             return true;
         }
-        let address = (!client.is_loopback()).then_some(Who::Address(client));
+        let address = (!client.is_loopback()).then(|| address(client));
         let who: Vec<Who> = address.into_iter().chain(name.map(account)).collect();
         let left: Vec<Left> = who.iter().map(|it| self.left_at(it, now)).collect();
         // A message to more than a minute's recipients must have a chance too: it may overdraw.
@@ -151,7 +159,7 @@ impl Lockouts {
             })
         };
         self.after > 0
-            && (locked(&account) || locked(&Who::Address(client)))
+            && (locked(&account) || locked(&address(client)))
             && !self.proven.known.contains(&(client, account))
     }
 
@@ -160,7 +168,7 @@ impl Lockouts {
         let time = self.time;
         let recent = |it: &Failures| now.saturating_duration_since(it.last) < time;
         make_room(&mut self.failures, recent);
-        for who in [Who::Address(client), account(name)] {
+        for who in [address(client), account(name)] {
             let before = self
                 .failures
                 .get(&who)
@@ -288,6 +296,26 @@ mod tests {
         // Old failures are forgotten.
         lockouts.failed(ip(1), "erp", start + 20 * MINUTE);
         assert!(!lockouts.is_locked(ip(1), "erp", start + 20 * MINUTE));
+    }
+
+    #[test]
+    fn the_addresses_of_one_ipv6_network_are_one() {
+        let (mut rates, mut lockouts) = (rates(2, 0), lockouts());
+        let start = Instant::now();
+        let ip = |text: &str| text.parse::<IpAddr>().expect("an address");
+        for host in 1..=3 {
+            lockouts.failed(ip(&format!("fd00::{host}")), &format!("guess{host}"), start);
+        }
+        assert!(lockouts.is_locked(ip("fd00::9"), "erp", start));
+        assert!(!lockouts.is_locked(ip("fd00:0:0:1::9"), "erp", start));
+        // Who has logged in before is known by the whole address: its neighbours are not.
+        lockouts.succeeded(ip("fd00::1"), "erp");
+        assert!(!lockouts.is_locked(ip("fd00::1"), "erp", start));
+        assert!(lockouts.is_locked(ip("fd00::2"), "erp", start));
+
+        assert!(rates.admit(ip("fd00::1"), None, 1, start) && rates.admit(ip("fd00::2"), None, 1, start));
+        assert!(!rates.admit(ip("fd00::3"), None, 1, start));
+        assert!(rates.admit(ip("fd00:0:0:1::3"), None, 1, start));
     }
 
     #[test]

@@ -8,10 +8,10 @@ use std::time::Duration;
 
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpSocket};
 use tokio::task::{JoinError, JoinSet};
-use tokio::time::{Instant, timeout};
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use crate::accounts::{Accounts, Login};
@@ -20,10 +20,12 @@ use crate::event;
 use crate::identity::credential::CredentialError;
 use crate::metrics::{ListenerLabel, ListenerResult, Metrics};
 use crate::policy::Policy;
-use crate::smtp::admission::{Admission, Admissions};
+use crate::smtp::admission::Admissions;
+use crate::smtp::arrival::admit;
 use crate::smtp::connection::{self, Connection};
+use crate::smtp::descriptors;
+use crate::smtp::inherited::{self, Inherited, InheritedError};
 use crate::smtp::limits::{Lockouts, Rates};
-use crate::smtp::reply::{self, Reply};
 use crate::smtp::session::{Session, Terms};
 use crate::smtp::tls::{self, Stream, Tls};
 use crate::spool::Spool;
@@ -34,9 +36,6 @@ const BACKOFF_FIRST: Duration = Duration::from_millis(5);
 /// The longest wait between two accepts.
 const BACKOFF_MAX: Duration = Duration::from_secs(1);
 
-/// How long a client that is not admitted gets to read why.
-const REFUSAL_TIME: Duration = Duration::from_secs(2);
-
 /// What all listeners share.
 pub struct Shared {
     policy: RwLock<Arc<Policy>>,
@@ -46,6 +45,9 @@ pub struct Shared {
     /// Where mail goes.
     pub(super) spool: Spool,
     metrics: Arc<Metrics>,
+    /// A test wants to see a session panic.
+    #[cfg(debug_assertions)]
+    breaks: std::sync::atomic::AtomicBool,
 }
 
 impl Shared {
@@ -64,6 +66,15 @@ impl Shared {
         self.lockouts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Where a test has asked for it, a defect: see [`Handle::break_next_session`].
+    pub(super) fn break_if_asked(&self) {
+        #[cfg(debug_assertions)]
+        assert!(
+            !self.breaks.swap(false, std::sync::atomic::Ordering::Relaxed),
+            "a session breaks, as a test has asked"
+        );
+    }
+
     /// The accounts in force.
     pub(super) fn accounts(&self) -> Option<Accounts> {
         self.accounts
@@ -80,8 +91,8 @@ pub struct Listener {
     /// Present where TLS is spoken.
     pub(super) tls: Option<Tls>,
     pub(super) shared: Arc<Shared>,
-    connections: Counter,
-    sessions: Gauge,
+    pub(super) connections: Counter,
+    pub(super) sessions: Gauge,
 }
 
 impl Listener {
@@ -135,8 +146,13 @@ impl Listener {
         }
     }
 
-    fn name(&self) -> &str {
+    pub(super) fn name(&self) -> &str {
         &self.terms.listener.name
+    }
+
+    /// Whether this client may connect.
+    pub(super) fn permits(&self, client: IpAddr) -> bool {
+        contain(&self.terms.listener.networks, client)
     }
 }
 
@@ -174,8 +190,15 @@ impl Server {
             lockouts: Mutex::new(Lockouts::new(&config.smtp)),
             spool,
             metrics,
+            #[cfg(debug_assertions)]
+            breaks: false.into(),
         });
         let mut bound = Vec::with_capacity(config.listeners.len());
+        let mut inherited = if config.listeners.iter().any(|it| it.socket.is_some()) {
+            Inherited::of_process()
+        } else {
+            Inherited::default()
+        };
         for listener in &config.listeners {
             let failed = |why| BindError {
                 listener: listener.name.clone(),
@@ -190,9 +213,16 @@ impl Server {
                 ),
                 _ => None,
             };
-            let socket = TcpListener::bind(listener.address)
-                .await
-                .map_err(|error| failed(Why::Socket(error)))?;
+            let socket = match &listener.socket {
+                Some(name) => {
+                    let passed = inherited
+                        .take(name, listener.address)
+                        .map_err(|error| failed(Why::Inherited(error)))?;
+                    inherited::adopt(passed)
+                }
+                None => open_socket(listener.address, &config.listeners),
+            }
+            .map_err(|error| failed(Why::Socket(error)))?;
             let address = socket.local_addr().map_err(|error| failed(Why::Socket(error)))?;
             let terms = Terms {
                 listener: listener.clone(),
@@ -204,9 +234,13 @@ impl Server {
                 Arc::new(Listener::new(terms, tls, Arc::clone(&shared))),
             ));
         }
+        let (connections, limit) = descriptors::provide_for(config.smtp.max_connections);
+        if connections < config.smtp.max_connections {
+            event::smtp::few_descriptors(limit, connections, config.smtp.max_connections);
+        }
         Ok(Server {
             bound,
-            admissions: Arc::new(Admissions::new(&config.smtp)),
+            admissions: Arc::new(Admissions::new(&config.smtp, connections)),
             shared,
         })
     }
@@ -275,6 +309,15 @@ impl Handle {
         converse(stream, client, Arc::clone(&self.listeners[listener]), stopping).await;
     }
 
+    /// Makes the next session that reads something panic, to see that no other notices. In tests only.
+    #[cfg(debug_assertions)]
+    #[doc(hidden)]
+    pub fn break_next_session(&self) {
+        self.shared
+            .breaks
+            .store(true, std::sync::atomic::Ordering::Relaxed);
+    }
+
     /// Opens the certificates of these listeners anew. Where that fails the old one goes on serving.
     /// Gives back the listeners whose certificate could not be opened, and why.
     pub async fn reload_certificates(&self, settings: &[config::Listener]) -> Vec<(String, CredentialError)> {
@@ -306,6 +349,28 @@ impl Handle {
     }
 }
 
+/// How many connections may wait to be accepted. The kernel has a limit of its own besides
+/// (`net.core.somaxconn`).
+const BACKLOG: u32 = 1024;
+
+fn open_socket(address: SocketAddr, listeners: &[config::Listener]) -> io::Result<TcpListener> {
+    let socket = match address {
+        SocketAddr::V4(_) => TcpSocket::new_v4()?,
+        SocketAddr::V6(_) => TcpSocket::new_v6()?,
+    };
+    if address.is_ipv6() {
+        // `[::]` takes IPv4 clients as well, unless a listener of their own is there for them.
+        let beside_ipv4 = listeners
+            .iter()
+            .any(|it| it.address.is_ipv4() && it.address.port() == address.port());
+        rustix::net::sockopt::set_ipv6_v6only(&socket, beside_ipv4)?;
+    }
+    // Connections of a gateway that has just ended do not keep its address.
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
+}
+
 async fn open_tls(credential: &config::Credential) -> Result<Tls, CredentialError> {
     let credential = credential.clone();
     match tokio::task::spawn_blocking(move || Tls::open(&credential)).await {
@@ -330,6 +395,8 @@ pub struct BindError {
 pub enum Why {
     /// The address.
     Socket(io::Error),
+    /// The socket that the service manager should have passed.
+    Inherited(InheritedError),
     /// The certificate.
     Certificate(CredentialError),
 }
@@ -343,6 +410,7 @@ impl fmt::Display for BindError {
         } = self;
         let error = match why {
             Why::Certificate(error) => return write!(f, "listener {listener}: {error}"),
+            Why::Inherited(error) => return write!(f, "listener {listener}: {error}"),
             Why::Socket(error) => error,
         };
         write!(f, "listener {listener}: cannot listen on {address}: ")?;
@@ -372,23 +440,8 @@ impl std::error::Error for BindError {
         match &self.why {
             Why::Socket(error) => Some(error),
             Why::Certificate(error) => Some(error),
+            Why::Inherited(_) => None,
         }
-    }
-}
-
-/// Counts a session as open until it is dropped, also by a panic.
-struct Open(Gauge);
-
-impl Open {
-    fn new(sessions: &Gauge) -> Open {
-        sessions.inc();
-        Open(sessions.clone())
-    }
-}
-
-impl Drop for Open {
-    fn drop(&mut self) {
-        self.0.dec();
     }
 }
 
@@ -438,76 +491,17 @@ async fn listen(
     }
 }
 
-fn admit(
-    stream: TcpStream,
-    peer: SocketAddr,
-    listener: &Arc<Listener>,
-    admissions: &Arc<Admissions>,
-    stopping: &CancellationToken,
-    connections: &mut JoinSet<()>,
-) {
-    // On a socket that takes both, IPv4 clients have an IPv6 address in which theirs is mapped.
-    let client = peer.ip().to_canonical();
-    listener.connections.inc();
-    let refusal = if !listener
-        .terms
-        .listener
-        .networks
-        .iter()
-        .any(|it| it.contains(&client))
-    {
-        reply::CLIENT_NOT_PERMITTED
-    } else if let Some(admission) = admissions.admit(client) {
-        let session = serve(stream, client, Arc::clone(listener), admission, stopping.clone());
-        connections.spawn(session);
-        return;
-    } else {
-        reply::TOO_MANY_CONNECTIONS
-    };
-    listener.count_rejection(refusal.reason);
-    if let Some(others) = admissions.log_refusal(Instant::now()) {
-        event::smtp::connection_refused(listener.name(), client, refusal.code, refusal.reason, others);
-    }
-    // A client that is not told why cannot be told apart from a network that is down; but telling is
-    // not worth more than a few file descriptors. Under TLS it could not read the words anyway.
-    if listener.terms.listener.tls == TlsMode::Implicit {
-        return;
-    }
-    if let Ok(permit) = Arc::clone(&admissions.refusals).try_acquire_owned() {
-        connections.spawn(async move {
-            let _permit = permit;
-            refuse(stream, &refusal).await;
-        });
-    }
+pub(super) fn contain(networks: &[ipnet::IpNet], address: IpAddr) -> bool {
+    networks.iter().any(|it| it.contains(&address))
 }
 
-async fn refuse(mut stream: TcpStream, refusal: &Reply) {
-    let mut wire = Vec::new();
-    refusal.encode(&mut wire);
-    let say = async {
-        if stream.write_all(&wire).await.is_ok() {
-            connection::hang_up(&mut stream).await;
-        }
-    };
-    let _ = timeout(REFUSAL_TIME, say).await;
-}
-
-async fn serve(
-    stream: TcpStream,
+/// Holds a conversation over a stream.
+pub(super) async fn converse<S>(
+    stream: S,
     client: IpAddr,
     listener: Arc<Listener>,
-    admission: Admission,
     stopping: CancellationToken,
-) {
-    let _admission = admission;
-    let _open = Open::new(&listener.sessions);
-    // Replies are short, and each is one write: waiting for more would only delay them.
-    let _ = stream.set_nodelay(true);
-    converse(stream, client, listener, stopping).await;
-}
-
-async fn converse<S>(stream: S, client: IpAddr, listener: Arc<Listener>, stopping: CancellationToken)
-where
+) where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     let stream = match &listener.tls {

@@ -5,7 +5,10 @@
 //! has every answer.
 
 mod admission;
+mod arrival;
 mod connection;
+mod descriptors;
+mod inherited;
 mod listener;
 
 pub mod auth;
@@ -13,9 +16,11 @@ pub mod command;
 pub mod data;
 mod limits;
 mod lines;
+pub mod proxy;
 pub mod reply;
 pub mod session;
 pub mod tls;
 
 pub use connection::Connection;
+pub use inherited::InheritedError;
 pub use listener::{BindError, Handle, Listener, Server, Shared};

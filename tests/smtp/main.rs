@@ -3,8 +3,11 @@
 #![allow(clippy::unwrap_used)]
 
 mod deadlines;
+mod defects;
 mod limits;
 mod listener;
 mod messages;
+mod process;
+mod proxy;
 mod relay;
 mod wire;

@@ -87,6 +87,8 @@ fn terms() -> Terms {
         listener: Listener {
             name: "test".into(),
             address: "127.0.0.1:0".parse().expect("an address"),
+            socket: None,
+            proxy_protocol_from: vec![],
             tls: TlsMode::None,
             certificate: None,
             networks: vec![],
