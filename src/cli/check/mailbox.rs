@@ -88,7 +88,7 @@ pub(super) async fn lines(
             lines.push(looked_into(it, &graph.look_into(&it.mailbox).await));
         }
         lines.push(match send_to {
-            Some(to) => sent(it, to, &graph.send_mail(&it.mailbox, trial(it, to)).await),
+            Some(to) => sent(it, to, &graph.send_mail(&it.mailbox, trial(tenant, it, to)).await),
             None => unsent(tenant, it, tenant_wide),
         });
     }
@@ -170,7 +170,7 @@ fn reason(answer: &Answer) -> (Health, String) {
 }
 
 /// The message that is sent.
-fn trial(it: &Chosen, to: &Address) -> Request {
+fn trial(tenant: &Tenant, it: &Chosen, to: &Address) -> Request {
     let message = Message {
         subject: Some("graphpost check".to_owned()),
         body: Body::Text(format!(
@@ -183,6 +183,6 @@ fn trial(it: &Chosen, to: &Address) -> Request {
         }],
         ..Message::default()
     };
-    let json = message.send_mail(it.save_to_sent_items, MAX_REQUEST_OCTETS);
+    let json = message.send_mail(tenant.api, it.save_to_sent_items, MAX_REQUEST_OCTETS);
     Request::Json(json.expect("a few lines fit into a request"))
 }
