@@ -689,3 +689,50 @@ async fn a_vault_that_asks_for_a_foreign_token_gets_none() {
     let tenant = in_vault(&cloud, false, VaultIdentity::Managed(virtual_machine(&cloud)));
     assert_eq!(send(&tenant).await.unwrap(), 202);
 }
+
+/// Whoever asks the metadata service through a proxy, or follows where it points, gives the machine's
+/// token away.
+#[tokio::test]
+async fn a_metadata_service_is_asked_directly_and_not_followed_elsewhere() {
+    let mut elsewhere = server::Server::start(vec![]).await;
+    let redirect = format!(
+        "HTTP/1.1 307 Moved\r\nLocation: {}/metadata/identity/oauth2/token\r\nContent-Length: 0\r\n\r\n",
+        elsewhere.url()
+    );
+    for path in ["/metadata/identity/oauth2/token", "/msi/token"] {
+        let metadata = answering(&redirect).await;
+        let host = match path {
+            "/msi/token" => IdentityHost::AppService {
+                endpoint: format!("{metadata}{path}"),
+                header: SecretString::from(HEADER),
+            },
+            _ => IdentityHost::VirtualMachine { root: metadata },
+        };
+        let tenant = Tenant {
+            // For Graph; not for the machine's own service.
+            proxy: Some(elsewhere.url()),
+            credential: ApplicationCredential::ManagedIdentity(machine(host)),
+            ..tenant("http://127.0.0.1:1", "http://127.0.0.1:1")
+        };
+        let error = failure(&tenant).await;
+        assert!(error.credential, "{}", error.why);
+        assert!(error.why.contains("answers 307"), "{}", error.why);
+    }
+    assert!(elsewhere.seen.try_recv().is_err());
+}
+
+/// A server that answers every request with this.
+async fn answering(answer: &str) -> String {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let answer = answer.to_owned();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let mut request = Vec::new();
+            while !request.ends_with(b"\r\n\r\n") && stream.read_buf(&mut request).await.unwrap_or(0) > 0 {}
+            let _ = stream.write_all(answer.as_bytes()).await;
+        }
+    });
+    url
+}

@@ -7,8 +7,10 @@ mod server;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use graphpost::config::ApplicationCredential;
 use graphpost::identity::expiry::UsedFor;
 use graphpost::identity::{TokenError, Tokens};
+use secrecy::SecretString;
 use server::{Server, Then, html, json, metrics};
 
 fn tokens(server: &Server) -> Tokens {
@@ -145,6 +147,15 @@ async fn answers_of_any_shape_end_in_a_clear_word() {
             "other JSON",
         ),
         (Then::AnswerEndlessly(endless), true, "other content"),
+        // A token, and far too much behind it.
+        (
+            Then::Answer(json(
+                200,
+                &format!(r#"{{"access_token":"a","x":"{}"}}"#, "y".repeat(200_000)),
+            )),
+            true,
+            "other JSON",
+        ),
         (
             Then::AnswerAndClose(json(200, "")[..40].to_owned()),
             false,
@@ -174,6 +185,43 @@ async fn answers_of_any_shape_end_in_a_clear_word() {
             assert!(error.retry_after.unwrap() > Duration::from_secs(10), "{shown}");
         }
     }
+}
+
+/// A proxy that thinks itself helpful sends back what it was sent.
+#[tokio::test]
+async fn an_answer_that_repeats_the_proof_does_not_reach_the_log() {
+    let secret = "wMf8Q~quijote de la mancha";
+    for said in [secret, "wMf8Q%7Equijote+de+la+mancha"] {
+        let body = format!(
+            r#"{{"error":"invalid_client","error_description":"AADSTS7000215: not {said}","error_codes":[7000215]}}"#
+        );
+        let server = Server::start_with_tokens(vec![Then::Answer(json(401, &body))], vec![]).await;
+        let mut tenant = server.tenant();
+        tenant.credential = ApplicationCredential::Secret(SecretString::from(secret));
+        let error = Tokens::new(&tenant, metrics()).unwrap().get().await.unwrap_err();
+        assert!(error.why.contains("not …"), "{}", error.why);
+        assert!(!error.why.contains("quijote"), "{}", error.why);
+    }
+}
+
+/// A redirect would carry the assertion to a place nobody has named.
+#[tokio::test]
+async fn a_redirect_is_not_followed() {
+    let mut elsewhere = Server::start(vec![]).await;
+    for status in [301, 302, 303, 307, 308] {
+        let redirect = format!(
+            "HTTP/1.1 {status} Found\r\nLocation: {}\r\nContent-Length: 0\r\n\r\n",
+            elsewhere.url()
+        );
+        let error = failure(Then::Answer(redirect)).await;
+        assert!(error.credential, "{}", error.why);
+        assert!(
+            error.why.contains(&format!("answers {status}")) && error.why.contains("tenant.authority"),
+            "{}",
+            error.why
+        );
+    }
+    assert!(elsewhere.seen.try_recv().is_err());
 }
 
 #[tokio::test]

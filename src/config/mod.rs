@@ -14,6 +14,7 @@ mod section;
 mod value;
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -29,8 +30,15 @@ pub use finding::{ConfigErrors, Finding, Findings, Place, Severity};
 
 /// The environment variables that matter: `GRAPHPOST__…`, `CREDENTIALS_DIRECTORY`, and those by which
 /// Azure says who gives tokens to managed identities.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Default)]
 pub struct Environment(BTreeMap<String, String>);
+
+/// Any of the values may be a secret.
+impl fmt::Debug for Environment {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(self.0.keys()).finish()
+    }
+}
 
 impl Environment {
     /// Those of this process.

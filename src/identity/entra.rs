@@ -89,13 +89,23 @@ impl Entra {
             .body(form(&fields))
             .send()
             .await;
-        let result = match sent {
+        let mut result = match sent {
             Ok(response) => read("Entra ID", ADVICE, response).await,
             Err(error) => Err(TokenError::passing(format!(
                 "Entra ID cannot be reached: {}",
                 https::chain(&error)
             ))),
         };
+        if let Err(error) = &mut result {
+            let secrets = fields
+                .iter()
+                .filter(|(name, _)| matches!(*name, "client_secret" | "client_assertion"));
+            for (_, secret) in secrets {
+                refusal::conceal(&mut error.why, secret);
+                let encoded = form(&[("", secret.clone())]);
+                refusal::conceal(&mut error.why, encoded.trim_start_matches('='));
+            }
+        }
         if result.as_ref().is_err_and(|it| it.credential) {
             // What is in a vault may have been replaced there.
             self.proof.forget();

@@ -42,7 +42,7 @@ pub fn read(answer: &TokenAnswer<'_>) -> Result<Grant, TokenError> {
         return json
             .as_ref()
             .and_then(|it| grant(it, answer.now))
-            .ok_or_else(|| stranger(answer, "answered 200 without a token"));
+            .ok_or_else(|| stranger(answer, "answered 200 without a token that can be used"));
     }
     match json.as_ref().and_then(|it| it.get("error")) {
         Some(Value::String(error)) => Err(refusal(answer, error, json.as_ref().unwrap_or(&Value::Null))),
@@ -54,15 +54,27 @@ fn grant(json: &Value, now: Timestamp) -> Option<Grant> {
     let seconds = |name: &str| {
         let value = json.get(name)?;
         // Managed identities write numbers as strings.
-        let number = value.as_u64().or_else(|| value.as_str()?.parse().ok())?;
-        Some(Duration::from_secs(number))
+        let number = value
+            .as_f64()
+            .or_else(|| value.as_str()?.trim().parse::<f64>().ok())?;
+        // A life that is no life says nothing, and must not make us ask in a loop (AADSTS50196).
+        Duration::try_from_secs_f64(number)
+            .ok()
+            .filter(|it| it.as_secs() > 0)
     };
+    // RFC 6749 §7.1: a token of a type that is not understood must not be used.
+    if let Some(kind) = json.get("token_type").and_then(Value::as_str)
+        && !kind.eq_ignore_ascii_case("Bearer")
+    {
+        return None;
+    }
     let unix_time = Duration::from_secs(u64::try_from(now.as_second()).unwrap_or_default());
     Some(Grant {
         token: Token::new(json.get("access_token")?.as_str()?)?,
         expires_in: seconds("expires_in")
             // App Service says only when it ends, as a Unix time.
-            .or_else(|| Some(seconds("expires_on")?.saturating_sub(unix_time)))
+            .or_else(|| seconds("expires_on")?.checked_sub(unix_time))
+            .filter(|it| !it.is_zero())
             .unwrap_or(UNSAID_LIFE),
         refresh_in: seconds("refresh_in"),
         extended_expires_in: seconds("ext_expires_in"),
@@ -171,6 +183,25 @@ fn leading_code(description: &str) -> Option<u32> {
     digits[..end].parse().ok()
 }
 
+/// Takes a secret out of an error, should whoever was sent it have sent it back, whole or cut short.
+pub(super) fn conceal(why: &mut String, secret: &str) {
+    /// So much of a secret is enough to know it again.
+    const HEAD_CHARS: usize = 12;
+    let head: String = secret.chars().take(HEAD_CHARS).collect();
+    if head.is_empty() {
+        return;
+    }
+    while let Some(at) = why.find(&head) {
+        let shown: usize = why[at..]
+            .chars()
+            .zip(secret.chars())
+            .take_while(|(one, other)| one == other)
+            .map(|(one, _)| one.len_utf8())
+            .sum();
+        why.replace_range(at..at + shown, "…");
+    }
+}
+
 /// The first line of a text, made fit for a log line.
 pub(crate) fn line(text: &str, max_chars: usize) -> String {
     text.trim_start()
@@ -212,6 +243,39 @@ mod tests {
             ),
             (r#"{"access_token":"abc","expires_on":"7200"}"#, 7200, None),
             (r#"{"access_token":"abc"}"#, 300, None),
+            (
+                r#"{"access_token":"abc","token_type":"bearer","expires_in":3599.9}"#,
+                3599,
+                None,
+            ),
+            // What says nothing about its life.
+            (
+                r#"{"access_token":"abc","expires_in":-1,"refresh_in":-7}"#,
+                300,
+                None,
+            ),
+            (r#"{"access_token":"abc","expires_in":"-1"}"#, 300, None),
+            (
+                r#"{"access_token":"abc","expires_in":0,"refresh_in":0}"#,
+                300,
+                None,
+            ),
+            (
+                r#"{"access_token":"abc","expires_in":"soon","expires_on":"then"}"#,
+                300,
+                None,
+            ),
+            (
+                r#"{"access_token":"abc","expires_in":1e300,"refresh_in":"NaN"}"#,
+                300,
+                None,
+            ),
+            (
+                r#"{"access_token":"abc","expires_in":null,"expires_on":[]}"#,
+                300,
+                None,
+            ),
+            (r#"{"access_token":"abc","expires_on":"0"}"#, 300, None),
         ] {
             let grant = read(&answer(200, body)).expect(body);
             assert_eq!(grant.token, Token::new("abc").expect("a token"));
@@ -301,6 +365,15 @@ mod tests {
                 true,
                 "other JSON",
             ),
+            (
+                200,
+                r#"{"access_token":"a","token_type":"DPoP"}"#.to_owned(),
+                true,
+                "other JSON",
+            ),
+            (200, r#"["access_token"]"#.to_owned(), true, "other JSON"),
+            (200, "\u{feff}{}".to_owned(), true, "other content"),
+            (200, "access_token=abc".to_owned(), true, "other content"),
             (200, "null".to_owned(), true, "other content"),
             (200, deep.clone(), true, "other JSON"),
             (400, deep, true, "other JSON"),
@@ -328,6 +401,26 @@ mod tests {
             "{}",
             error.why
         );
+    }
+
+    #[test]
+    fn what_comes_back_of_a_secret_is_taken_out() {
+        let secret = "wMf8Q~quijote de la mancha";
+        for (said, want) in [
+            ("nothing", "nothing"),
+            ("you sent 'wMf8Q~quijote de la mancha'!", "you sent '…'!"),
+            ("cut short: wMf8Q~quijote de", "cut short: …"),
+            ("wMf8Q~quijote d wMf8Q~quijote de la mancha", "… …"),
+        ] {
+            let mut why = said.to_owned();
+            conceal(&mut why, secret);
+            assert_eq!(why, want);
+        }
+        let mut why = "short, short".to_owned();
+        conceal(&mut why, "short");
+        assert_eq!(why, "…, …");
+        conceal(&mut why, "");
+        assert_eq!(why, "…, …");
     }
 
     #[test]

@@ -4,3 +4,4 @@
 
 mod expiry;
 mod rig;
+mod secrets;

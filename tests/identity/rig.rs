@@ -88,7 +88,10 @@ address = "127.0.0.1:0"
     /// The program with these arguments, to its end: what it says, and whether it is content.
     pub async fn run(&self, arguments: &[&str]) -> (String, bool) {
         let output = self.command(arguments).output();
-        let output = tokio::time::timeout(DEADLINE, output).await.unwrap().unwrap();
+        let output = tokio::time::timeout(DEADLINE, output).await;
+        let output = output
+            .unwrap_or_else(|_| panic!("no end of {arguments:?}"))
+            .unwrap();
         let said = [output.stdout, output.stderr].concat();
         (String::from_utf8(said).unwrap(), output.status.success())
     }
