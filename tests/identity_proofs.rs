@@ -531,6 +531,19 @@ async fn a_certificate_is_downloaded_in_both_forms() {
         let tenant = in_vault(&cloud, true, VaultIdentity::Managed(virtual_machine(&cloud)));
         assert_eq!(send(&tenant).await.unwrap(), 202, "{form:?}");
     }
+    // As somebody stored it by hand: no type, and lines.
+    let pfx = std::fs::read(credential_file("no-encryption.pfx")).unwrap();
+    let lines: Vec<String> = base64::engine::general_purpose::STANDARD
+        .encode(pfx)
+        .as_bytes()
+        .chunks(64)
+        .map(|it| String::from_utf8(it.to_vec()).unwrap())
+        .collect();
+    for value in [lines.join("\n"), String::from_utf8(both()).unwrap()] {
+        cloud.put_secret("graphpost", &value, "").unwrap();
+        let tenant = in_vault(&cloud, true, VaultIdentity::Managed(virtual_machine(&cloud)));
+        assert_eq!(send(&tenant).await.unwrap(), 202);
+    }
 }
 
 /// A certificate that is renewed in the vault is taken up when the old one is refused.

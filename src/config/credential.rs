@@ -9,7 +9,8 @@ use super::file::{Directories, credential, existing, secret};
 use super::section::{Reader, Section, Spot};
 use super::value::{self, Problem};
 use super::{
-    ApplicationCredential, IdentityHost, ManagedIdentity, VaultCertificate, VaultIdentity, VaultPassword,
+    ApplicationCredential, IdentityHost, ManagedIdentity, VaultCertificate, VaultIdentity, VaultObject,
+    VaultPassword,
 };
 
 /// The metadata service of Azure's virtual machines
@@ -50,7 +51,7 @@ pub(super) fn application(
 
     let (certificate, files) = credential(reader, &mut section, directories);
     let vault_password = section.text("vault_password", |it| value::vault_object(it, "secrets"));
-    let vault_certificate = section.text("vault_certificate", |it| value::vault_object(it, "certificates"));
+    let vault_certificate = section.text("vault_certificate", vault_certificate_address);
     let download = section.boolean("vault_download").is_some_and(|it| it.value);
     let asker = section.text("vault_identity", asker);
     let secret_place = section.place.clone();
@@ -108,10 +109,12 @@ pub(super) fn application(
         })
     };
     let found = if let Some(certificate) = vault_certificate {
+        let (certificate, is_secret) = certificate.value;
         identity().map(|identity| {
             ApplicationCredential::VaultCertificate(VaultCertificate {
-                certificate: certificate.value,
-                download,
+                certificate,
+                // A secret can only be read; it signs nothing.
+                download: download || is_secret,
                 identity,
             })
         })
@@ -174,6 +177,14 @@ fn managed_identity(text: &str) -> Result<Option<String>, Problem> {
             "is no managed identity",
             "expected \"system\", or the client id (GUID) of a user-assigned identity",
         )),
+    }
+}
+
+/// The address of a certificate, or of a secret that holds one with its key; and whether it is the latter.
+fn vault_certificate_address(text: &str) -> Result<(VaultObject, bool), Problem> {
+    match value::vault_object(text, "secrets") {
+        Ok(secret) => Ok((secret, true)),
+        Err(_) => value::vault_object(text, "certificates").map(|it| (it, false)),
     }
 }
 

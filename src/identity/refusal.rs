@@ -185,10 +185,11 @@ fn leading_code(description: &str) -> Option<u32> {
 
 /// Takes a secret out of an error, should whoever was sent it have sent it back, whole or cut short.
 pub(super) fn conceal(why: &mut String, secret: &str) {
-    /// So much of a secret is enough to know it again.
-    const HEAD_CHARS: usize = 12;
+    /// So much of a secret is enough to know it again. What is shorter is no secret that Entra ID issues,
+    /// and may be any word of a sentence.
+    const HEAD_CHARS: usize = 10;
     let head: String = secret.chars().take(HEAD_CHARS).collect();
-    if head.is_empty() {
+    if head.chars().count() < HEAD_CHARS {
         return;
     }
     while let Some(at) = why.find(&head) {
@@ -416,11 +417,11 @@ mod tests {
             conceal(&mut why, secret);
             assert_eq!(why, want);
         }
-        let mut why = "short, short".to_owned();
-        conceal(&mut why, "short");
-        assert_eq!(why, "…, …");
-        conceal(&mut why, "");
-        assert_eq!(why, "…, …");
+        for word in ["wrong", ""] {
+            let mut why = "the client secret is wrong".to_owned();
+            conceal(&mut why, word);
+            assert_eq!(why, "the client secret is wrong");
+        }
     }
 
     #[test]

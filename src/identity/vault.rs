@@ -93,12 +93,15 @@ impl Vault {
         let answer = self
             .call(Method::GET, &self.address("secrets", object), None)
             .await?;
+        // What somebody stored as a secret of its own need not have a type, and may be broken into lines.
         let value = answer["value"].as_str().unwrap_or_default();
-        let content = match answer["contentType"].as_str() {
-            Some("application/x-pem-file") => value.as_bytes().to_vec(),
-            _ => STANDARD
-                .decode(value)
-                .map_err(|_| self.strange("a certificate that is neither PFX nor PEM"))?,
+        let content = if value.contains("-----BEGIN ") {
+            value.as_bytes().to_vec()
+        } else {
+            let bare: Zeroizing<String> = Zeroizing::new(value.split_ascii_whitespace().collect());
+            STANDARD
+                .decode(bare.as_bytes())
+                .map_err(|_| self.strange("a certificate that is neither PFX nor PEM"))?
         };
         Ok(Zeroizing::new(content))
     }

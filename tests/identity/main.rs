@@ -2,6 +2,7 @@
 //! shown.
 #![allow(clippy::unwrap_used)]
 
+mod documents;
 mod expiry;
 mod rig;
 mod secrets;
