@@ -531,6 +531,7 @@ impl Delivery {
                 request_id: request_id.as_deref(),
             };
             postmaster.tell(&entry, occasion).await;
+            crash_point!("bounce-queued");
             settle(&spool, entry.id, settlement, request_id).await?;
             Ok(None)
         });
@@ -687,8 +688,12 @@ async fn settle(
     settlement: Settlement,
     request_id: Option<String>,
 ) -> Result<bool, SpoolError> {
+    crash_point!("outcome-known");
     match spool.settle(id, settlement, request_id).await {
-        Ok(()) => Ok(true),
+        Ok(()) => {
+            crash_point!("outcome-settled");
+            Ok(true)
+        }
         Err(SpoolError::NotFound(_)) => Ok(false),
         Err(error) => Err(error),
     }

@@ -3,6 +3,10 @@
 //! The modules stand in the order a message travels; a module uses only what stands below it.
 //! Those marked ○ in `ARCHITECTURE.md` are pure: no I/O, no clock, no task.
 
+// Above all others only because macros are known below their place; it is no part of the path.
+#[macro_use]
+mod crash;
+
 pub mod cli;
 // The parts are built and stopped by `app`, the only module that knows all of them.
 pub mod app;

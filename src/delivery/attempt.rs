@@ -103,11 +103,13 @@ pub(super) async fn attempt(id: QueueId, size: u64, means: Means) -> Ended {
     let queued = super::since(entry.accepted);
     let (entry, request) = convert(entry, content, wishes).await;
     let prepared = start.elapsed();
+    crash_point!("converted");
     let asked = Instant::now();
     let result = match request {
         Ok(way) => AttemptResult::Answered(send(&entry, way, &spool, &graph).await),
         Err(result) => result,
     };
+    crash_point!("answered");
     Ended::Begun(Box::new(Begun {
         entry,
         result,

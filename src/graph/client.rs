@@ -471,6 +471,7 @@ impl http_body::Body for WatchedBody {
         _: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
         self.begun.store(true, Ordering::Release);
+        crash_point!("request-begun");
         Poll::Ready(self.content.take().map(|it| Ok(Frame::data(it))))
     }
 

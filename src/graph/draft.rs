@@ -117,6 +117,7 @@ impl Graph {
             Ok(id) => id,
             Err(cause) => return not_sent("creating the draft", cause),
         };
+        crash_point!("draft-made");
         if let Err(why) = remember(&id).await {
             service.delete(mailbox, &id).await.ok();
             return not_sent("noting the draft", Answer::NotReached(why));
@@ -130,6 +131,7 @@ impl Graph {
                 return not_sent("attaching a file to the draft", cause);
             }
         }
+        crash_point!("draft-filled");
         service.send(mailbox, &id).await
     }
 

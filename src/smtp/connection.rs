@@ -200,6 +200,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                 // RFC 2920 §3.2: replies to commands that came together go together.
                 if !self.lines.has_line() || self.replies.len() > MAX_BATCH_OCTETS {
                     self.flush().await?;
+                    crash_point!("answered-250", if reply.text.starts_with("Ok: queued as"));
                 }
                 Ok(None)
             }
@@ -368,7 +369,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         } else {
             Duration::ZERO
         };
+        crash_point!("final-dot");
         let stored = incoming.accept_within(submission, window).await;
+        crash_point!("stored");
         match &stored {
             Ok(receipt) => event::accepted(&event::Accepted {
                 id: &receipt.id(),

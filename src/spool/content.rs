@@ -127,11 +127,15 @@ impl Sweeper {
             .spawn(move || {
                 for sweep in inbox {
                     match sweep {
-                        Sweep::Remove(path) => match std::fs::remove_file(&path) {
-                            Ok(()) => {}
-                            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                            Err(error) => event::content_not_removed(&path, &error),
-                        },
+                        Sweep::Remove(path) => {
+                            crash_point!("content-unneeded");
+                            match std::fs::remove_file(&path) {
+                                Ok(()) => {}
+                                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                                Err(error) => event::content_not_removed(&path, &error),
+                            }
+                            crash_point!("content-removed");
+                        }
                         Sweep::Answer(reply) => {
                             let _ = reply.send(());
                         }

@@ -172,9 +172,12 @@ impl Incoming {
         blocking(move || {
             file.write(&buffer).map_err(|error| failure::of_content(&error))?;
             drop(buffer);
+            crash_point!("content-written");
             shared.syncs.inc();
             match file.sync() {
-                Ok(()) => {}
+                Ok(()) => {
+                    crash_point!("content-synced");
+                }
                 // Some file systems find out only now that there is no room: this file's loss alone.
                 Err(error) if failure::is_full(&error) => return Err(failure::of_content(&error)),
                 Err(error) => {

@@ -90,6 +90,7 @@ pub(super) fn recover(
     }
     // The rule that a message came by may have a policy of its own.
     let interrupted = |id: QueueId| policies.get(&id).copied().unwrap_or(interrupted);
+    crash_point!("recovery-uncommitted");
     put_in_order(
         connection,
         &mut rows,
@@ -377,5 +378,7 @@ fn put_in_order(
             }
         }
     }
-    tx.commit()
+    tx.commit()?;
+    crash_point!("recovery-committed");
+    Ok(())
 }

@@ -112,6 +112,26 @@ pub(super) enum Change {
     },
 }
 
+#[cfg(debug_assertions)]
+impl Change {
+    /// What its crash points are called by.
+    pub(super) fn kind(&self) -> &'static str {
+        match self {
+            Change::Accept(_) => "accept",
+            Change::BeginAttempt { .. } => "attempt",
+            Change::NoteDraft { .. } => "draft",
+            Change::Settle {
+                settlement: Settlement::Failed { .. },
+                ..
+            } => "failure",
+            Change::Settle { .. } | Change::SettleUnknown { .. } => "outcome",
+            Change::GiveUp { .. } => "given-up",
+            Change::Act { .. } => "action",
+            Change::SetDamaged { .. } => "damaged",
+        }
+    }
+}
+
 /// What a change comes to once it is committed.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Effect {

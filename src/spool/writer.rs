@@ -300,6 +300,7 @@ impl Writer {
         if batch.iter().any(has_file) {
             // The files themselves are synced; their names live in the directory.
             sync_directory(&self.content_directory, &self.meters)?;
+            crash_point!("name-synced");
         }
         // To the millisecond, as it is stored.
         let terms = Terms {
@@ -315,7 +316,9 @@ impl Writer {
             results.push(store::apply(&tx, &request.change, terms)?);
         }
         if results.iter().any(Result::is_ok) {
+            crash_around_commit!(batch, "uncommitted");
             commit(tx, &self.meters)?;
+            crash_around_commit!(batch, "committed");
             self.meters.committed.inc_by(batch.len() as u64);
             self.meters
                 .commit_duration
@@ -415,7 +418,9 @@ impl Writer {
         if removed.is_empty() && failed.is_empty() {
             return Ok(0);
         }
+        crash_point!("history-uncommitted");
         commit(tx, &self.meters)?;
+        crash_point!("history-committed");
         for (id, _) in &failed {
             event::failed_message_removed(id, keep_failed);
         }
@@ -582,6 +587,17 @@ pub(super) fn now() -> Timestamp {
     let now = Timestamp::now();
     Timestamp::from_millisecond(now.as_millisecond()).unwrap_or(now)
 }
+
+/// The crash points before and after the commit of each kind of change: `accept-uncommitted` and so on.
+macro_rules! crash_around_commit {
+    ($batch:expr, $moment:literal) => {
+        #[cfg(debug_assertions)]
+        for request in $batch {
+            crate::crash::reached(&format!("{}-{}", request.change.kind(), $moment));
+        }
+    };
+}
+use crash_around_commit;
 
 fn commit(tx: rusqlite::Transaction<'_>, meters: &Meters) -> Result<(), Failure> {
     tx.commit()?;
