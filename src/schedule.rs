@@ -13,16 +13,20 @@
 //! gets through ([`Way::Clear`]), for the rest.
 //!
 //! Throttling teaches: when Graph refuses the k-th request in flight, the lane goes below k at once
-//! and comes back to k only after long good conduct, longer each time it proves wrong.
+//! and comes back to k only after long good conduct, longer each time it proves wrong. In the same way it
+//! learns how many messages a minute are taken, where that is less than was configured.
 //!
 //! All operations cost O(log n) in messages and lanes, except [`Schedule::expired`] and
 //! [`Schedule::lanes`], which look at all there is.
+
+mod pace;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::spool::QueueId;
+use pace::{Pace, Window};
 
 const MINUTE: Duration = Duration::from_secs(60);
 
@@ -35,15 +39,6 @@ const HOLD_FIRST: Duration = Duration::from_secs(60);
 const HOLD_MAX: Duration = Duration::from_secs(15 * 60);
 /// The longest `Retry-After` that is believed (MSAL caps at the same hour).
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(60 * 60);
-
-/// Answers at the full window before it grows towards what was never refused.
-const GROW_AFTER: u32 = 20;
-/// Answers at the full window before it tries again what was refused; doubled at each refusal.
-const PATIENCE_FIRST: u32 = 100;
-const PATIENCE_MAX: u32 = 800;
-/// A refusal that closed the lane for some time is not risked again for so many times as long: it
-/// would cost more than a larger window gains.
-const PATIENCE_CLOSED: u32 = 40;
 
 /// A lane without messages is forgotten after this time, with what throttling has taught it.
 const FORGET_AFTER: Duration = Duration::from_secs(60 * 60);
@@ -164,6 +159,8 @@ pub struct LaneStatus {
     pub window: usize,
     /// Messages that count against the minute.
     pub in_last_minute: usize,
+    /// Messages a minute at present.
+    pub per_minute: u32,
     /// Why it is closed, and until when.
     pub closed: Option<(Trouble, Instant)>,
 }
@@ -276,10 +273,11 @@ struct Lane {
     /// Oldest due first.
     waiting: BTreeMap<(Instant, QueueId), Waiting>,
     in_flight: usize,
-    /// When answers came, back to a minute ago.
-    answers: VecDeque<Instant>,
+    /// When answers came, back to a minute ago, and whether they refused the request.
+    answers: VecDeque<(Instant, bool)>,
     gate: Gate,
     window: Window,
+    pace: Pace,
     /// When it was last served.
     turn: u64,
     queue: Queue,
@@ -294,74 +292,6 @@ enum Queue {
     Empty(Instant),
 }
 
-/// How many requests a lane may have in flight, as throttling has taught.
-#[derive(Debug)]
-struct Window {
-    size: usize,
-    /// The most that is not known to be refused.
-    ceiling: usize,
-    /// Answers at full size since it last changed.
-    answers: u32,
-    /// Answers wanted before it tries again what was refused.
-    patience: u32,
-    /// It does not try before this, either.
-    not_before: Option<Instant>,
-    /// Whether it is trying that now.
-    trying: bool,
-    /// Counts reductions. A refusal of a request from before the last one teaches nothing new.
-    lesson: u64,
-}
-
-impl Window {
-    fn new(limit: usize) -> Window {
-        Window {
-            size: limit,
-            ceiling: limit,
-            answers: 0,
-            patience: PATIENCE_FIRST,
-            not_before: None,
-            trying: false,
-            lesson: 0,
-        }
-    }
-
-    fn taken(&mut self, company: usize, limit: usize, now: Instant) {
-        // Only a request at the full window shows anything about a larger one.
-        if company < self.size {
-            return;
-        }
-        self.answers = self.answers.saturating_add(1);
-        if self.trying && self.answers >= GROW_AFTER {
-            self.trying = false;
-            self.patience = PATIENCE_FIRST;
-        }
-        let may_grow = if self.size < self.ceiling {
-            self.answers >= GROW_AFTER
-        } else {
-            self.answers >= self.patience && self.not_before.is_none_or(|it| it <= now)
-        };
-        if may_grow && self.size < limit {
-            self.trying = self.size == self.ceiling;
-            self.size += 1;
-            self.ceiling = self.ceiling.max(self.size);
-            self.answers = 0;
-        }
-    }
-
-    fn throttled(&mut self, company: usize, lesson: u64, limit: usize) {
-        // A request that was alone was not refused for the company it had.
-        if lesson != self.lesson || company < 2 {
-            return;
-        }
-        self.lesson += 1;
-        self.answers = 0;
-        self.trying = false;
-        self.patience = (self.patience * 2).min(PATIENCE_MAX);
-        self.ceiling = (company - 1).min(limit);
-        self.size = (company - (company / 4).max(1)).min(self.ceiling);
-    }
-}
-
 impl Lane {
     /// Requests that may be in flight now.
     fn window(&self) -> usize {
@@ -374,21 +304,31 @@ impl Lane {
 
     /// When it may start its next message; `None` before something is added or answered.
     fn opens(&mut self, now: Instant, limits: &Limits) -> Option<Instant> {
-        let ((due, _), _) = self.waiting.first_key_value()?;
+        let due = self.waiting.first_key_value()?.0.0;
         if self.in_flight >= self.window() {
             return None;
         }
-        while self.answers.front().is_some_and(|&it| it + MINUTE <= now) {
-            self.answers.pop_front();
-        }
-        let per_minute = limits.messages_per_minute as usize;
+        self.forget_answers(now);
+        let per_minute = self.pace.rate(limits.messages_per_minute) as usize;
         let counted = self.in_flight + self.answers.len();
         let rate = match counted.checked_sub(per_minute) {
             None => now,
             // One place is free when this many more answers are a minute old.
-            Some(excess) => *self.answers.get(excess)? + MINUTE,
+            Some(excess) => self.answers.get(excess)?.0 + MINUTE,
         };
-        Some((*due).max(rate).max(self.gate.until.unwrap_or(now)))
+        Some(due.max(rate).max(self.gate.until.unwrap_or(now)))
+    }
+
+    fn forget_answers(&mut self, now: Instant) {
+        while self.answers.front().is_some_and(|&(at, _)| at + MINUTE <= now) {
+            self.answers.pop_front();
+        }
+    }
+
+    /// Messages taken within the last minute.
+    fn taken(&self) -> u32 {
+        let taken = self.answers.iter().filter(|(_, refused)| !refused).count();
+        u32::try_from(taken).unwrap_or(u32::MAX)
     }
 }
 
@@ -416,6 +356,11 @@ impl Schedule {
         if limits.concurrency_per_mailbox != self.limits.concurrency_per_mailbox {
             for lane in self.lanes.values_mut() {
                 lane.window = Window::new(limits.concurrency_per_mailbox);
+            }
+        }
+        if limits.messages_per_minute != self.limits.messages_per_minute {
+            for lane in self.lanes.values_mut() {
+                lane.pace = Pace::new();
             }
         }
         self.limits = limits;
@@ -537,14 +482,27 @@ impl Schedule {
         let mut recovered = Recovered::default();
         if let Some(lane) = self.lanes.get_mut(&lane_id) {
             lane.in_flight -= 1;
+            lane.forget_answers(now);
+            let limit = self.limits.concurrency_per_mailbox;
+            let per_minute = self.limits.messages_per_minute;
+            if way == Way::Throttled {
+                // What belongs together is refused together: the first says it all.
+                if lesson == lane.window.lesson {
+                    let taken = lane.taken();
+                    lane.pace.throttled(taken, company < 2, per_minute, now);
+                }
+            }
             if way != Way::NotSent {
                 // Throttled requests count against the limits, too.
-                lane.answers.push_back(now);
+                lane.answers.push_back((now, way == Way::Throttled));
             }
-            let limit = self.limits.concurrency_per_mailbox;
             match way {
                 Way::Clear => {
                     lane.window.taken(company, limit, now);
+                    if lane.pace.is_learned() {
+                        let taken = lane.taken();
+                        lane.pace.taken(taken, per_minute, now);
+                    }
                     recovered.mailbox = lane.gate.open(closings.0);
                     recovered.tenant = self.tenant.open(closings.1);
                 }
@@ -571,7 +529,7 @@ impl Schedule {
                 let closing = lane.gate.close(trouble, wait, now, random);
                 if trouble == Trouble::Throttled {
                     let cost = closing.until.saturating_duration_since(now);
-                    lane.window.not_before = Some(now + cost * PATIENCE_CLOSED);
+                    lane.window.cost(cost, now);
                 }
                 closing
             }
@@ -659,7 +617,8 @@ impl Schedule {
             waiting: lane.waiting.len(),
             in_flight: lane.in_flight,
             window: lane.window(),
-            in_last_minute: lane.in_flight + lane.answers.iter().filter(|&&it| it + MINUTE > now).count(),
+            in_last_minute: lane.in_flight + lane.answers.iter().filter(|it| it.0 + MINUTE > now).count(),
+            per_minute: lane.pace.rate(self.limits.messages_per_minute),
             closed: lane.gate.trouble.zip(lane.gate.until),
         };
         self.lanes.values().map(status).collect()
@@ -681,6 +640,7 @@ impl Schedule {
             answers: VecDeque::new(),
             gate: Gate::default(),
             window: Window::new(self.limits.concurrency_per_mailbox),
+            pace: Pace::new(),
             turn: 0,
             queue: Queue::None,
         };

@@ -66,6 +66,9 @@ pub struct LaneState {
     pub window: usize,
     /// Messages that count against the limit per minute.
     pub in_last_minute: usize,
+    /// That limit, as it is at present: what was configured, or what throttling has taught.
+    #[serde(default)]
+    pub per_minute: u32,
     /// Why it is closed, if it is.
     pub closed: Option<Closed>,
 }
@@ -211,6 +214,7 @@ impl super::Delivery {
                 in_flight: lane.in_flight,
                 window: lane.window,
                 in_last_minute: lane.in_last_minute,
+                per_minute: lane.per_minute,
                 closed: lane.closed.map(closed),
             })
             .collect();

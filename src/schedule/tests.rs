@@ -401,6 +401,121 @@ fn adapts_to_what_the_server_allows() {
     }
 }
 
+/// A server that takes so many messages in any minute and refuses the rest, saying when to come again.
+struct Meter {
+    allowed: usize,
+    taken: VecDeque<Instant>,
+    sent: usize,
+    throttled: usize,
+}
+
+impl Meter {
+    /// Runs a full queue against it until `end`, 150 ms a request.
+    fn run(&mut self, schedule: &mut Schedule, start: Instant, end: Instant) {
+        let mut now = start;
+        let mut answers: VecDeque<(Instant, QueueId, Option<Duration>)> = VecDeque::new();
+        while now < end {
+            let wake = match schedule.next(now) {
+                Next::Deliver { id, .. } => {
+                    while self.taken.front().is_some_and(|&it| it + MINUTE <= now) {
+                        self.taken.pop_front();
+                    }
+                    // It says until when the oldest counts.
+                    let refused = (self.taken.len() >= self.allowed)
+                        .then(|| self.taken.front().map_or(SECOND, |&it| it + MINUTE - now));
+                    if refused.is_none() {
+                        self.taken.push_back(now);
+                    }
+                    answers.push_back((now + 150 * MS, id, refused));
+                    continue;
+                }
+                Next::SleepUntil(instant) => Some(instant),
+                Next::Idle => None,
+            };
+            let answer = answers.front().map(|it| it.0);
+            now = wake.into_iter().chain(answer).min().expect("something moves");
+            while let Some(&(at, id, refused)) = answers.front()
+                && at <= now
+            {
+                answers.pop_front();
+                match refused {
+                    None => {
+                        self.sent += 1;
+                        schedule.answered(id, Way::Clear, now);
+                    }
+                    Some(wait) => {
+                        self.throttled += 1;
+                        schedule.answered(id, Way::Throttled, now);
+                        let closing = schedule.close_mailbox("a", Trouble::Throttled, Some(wait), now, 0.5);
+                        schedule.add(message("a", id.0, now), closing.until, now);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// 30 messages a minute are configured and taken; then fewer, without notice; then 30 again.
+#[test]
+fn adapts_to_what_is_taken_in_a_minute() {
+    let t0 = Instant::now();
+    let mut schedule = Schedule::new(limits(4, 64, 30));
+    for id in 1..=200_000 {
+        schedule.add(message("a", id, t0), t0, t0);
+    }
+    let mut server = Meter {
+        allowed: 30,
+        taken: VecDeque::new(),
+        sent: 0,
+        throttled: 0,
+    };
+    let mut now = t0;
+    for allowed in [30, 10, 20, 6, 30] {
+        server.allowed = allowed;
+        // It takes a while to find out: nobody says so.
+        let end = now + 120 * MINUTE;
+        server.run(&mut schedule, now, end);
+        now = end;
+        (server.sent, server.throttled) = (0, 0);
+        let end = now + 240 * MINUTE;
+        server.run(&mut schedule, now, end);
+        let possible = allowed as f64 * (end - now).as_secs_f64() / 60.0;
+        let goodput = server.sent as f64 / possible;
+        let throttled = server.throttled as f64 / (server.sent + server.throttled) as f64;
+        eprintln!(
+            "{allowed} a minute: goodput {:.1} %, throttled {:.2} %",
+            goodput * 100.0,
+            throttled * 100.0
+        );
+        assert!(goodput >= 0.95 && throttled < 0.01, "{allowed}: {goodput} {throttled}");
+        now = end;
+    }
+}
+
+/// A storm of refusals is no limit per minute.
+#[test]
+fn a_storm_does_not_slow_a_mailbox_down_for_long() {
+    let t0 = Instant::now();
+    let mut now = t0;
+    let mut schedule = Schedule::new(limits(4, 64, 30));
+    for id in 1..=1_000 {
+        schedule.add(message("a", id, t0), t0, t0);
+    }
+    // Everything is refused for ten minutes, from the first message on.
+    while now < t0 + 10 * MINUTE {
+        match schedule.next(now) {
+            Next::Deliver { id, .. } => {
+                schedule.answered(id, Way::Throttled, now);
+                let closing = schedule.close_mailbox("a", Trouble::Throttled, None, now, 0.5);
+                schedule.add(message("a", id.0, now), closing.until, now);
+            }
+            Next::SleepUntil(instant) => now = instant,
+            Next::Idle => panic!("nothing moves"),
+        }
+    }
+    assert_eq!(schedule.lanes(now)[0].per_minute, 30);
+}
+
 /// What happens in the world around a schedule.
 #[derive(Clone, Debug)]
 enum Step {
