@@ -35,7 +35,7 @@ const OUTAGE_FIRST: Duration = Duration::from_secs(1);
 /// The longest such wait: an outage that ends is noticed within this time.
 const OUTAGE_MAX: Duration = Duration::from_secs(5 * 60);
 /// The same for what an operator must mend.
-const HOLD_FIRST: Duration = Duration::from_secs(60);
+const HOLD_FIRST: Duration = Duration::from_secs(15);
 const HOLD_MAX: Duration = Duration::from_secs(15 * 60);
 /// The longest `Retry-After` that is believed (MSAL caps at the same hour).
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(60 * 60);

@@ -182,7 +182,10 @@ impl super::Delivery {
                 // Whoever asked may have gone.
                 let _ = answer.send(self.state());
             }
-            Request::Probe => self.schedule.probe_now(super::now()),
+            Request::Probe => {
+                self.settings.graph.probe();
+                self.schedule.probe_now(super::now());
+            }
             Request::Change(settings) => {
                 self.settings = *settings;
                 self.schedule

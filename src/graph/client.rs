@@ -152,8 +152,14 @@ impl Graph {
         })))
     }
 
-    /// `POST /v1.0/users/{mailbox}/sendMail`, or its equal in the Outlook REST API. Never retries by itself, except once with a fresh token
-    /// after a 401, and where HTTP/2 says that the request was not processed. Each request has its
+    /// An operator says that something has been mended: the next request finds out, without waiting.
+    pub fn probe(&self) {
+        self.0.tokens.ask_now();
+    }
+
+    /// `POST /v1.0/users/{mailbox}/sendMail`, or its equal in the Outlook REST API. Never retries by itself,
+    /// except once with a fresh token after a 401 or 403, and where HTTP/2 says that the request was not
+    /// processed. Each request has its
     /// own `client-request-id`; it is in the answer's words where Graph gave no `request-id`.
     pub async fn send_mail(&self, mailbox: &str, request: Request) -> Answer {
         let (content_type, content) = match request {
@@ -208,12 +214,14 @@ impl Service {
         url
     }
 
-    /// Makes a call with the token of the moment; after a 401 once more with a fresh one.
+    /// Makes a call with the token of the moment; after a 401 once more with a fresh one, and after a 403
+    /// with a newer one, where there is one.
     ///
     /// # Errors
     /// An [`Answer`] that is no response.
     pub(super) async fn call(&self, call: &Call) -> Result<Reply, Answer> {
         let mut refused = None;
+        let mut asked_again = false;
         loop {
             let token = match self.tokens.get().await {
                 Ok(token) => token,
@@ -236,6 +244,13 @@ impl Service {
                 }
                 Fate::Answered(reply) => {
                     self.tokens.accept(&token);
+                    if reply.response.status == 403
+                        && !asked_again
+                        && self.tokens.newer(&token).await.is_some()
+                    {
+                        asked_again = true;
+                        continue;
+                    }
                     return Ok(reply);
                 }
                 Fate::NotProcessed { why, .. } => return Err(Answer::NotReached(why)),

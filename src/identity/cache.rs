@@ -14,7 +14,10 @@ const RENEW_BEFORE_END: Duration = Duration::from_secs(300);
 /// After a failure that may pass by itself: doubled each time, up to the second value.
 const TRANSIENT_BACKOFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 /// After a failure that an operator must mend; he should not have to wait long once he has.
-const CREDENTIAL_BACKOFF: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(300));
+const CREDENTIAL_BACKOFF: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(300));
+/// A younger token than this has all the permissions there are; an older one is renewed where one is
+/// missing.
+const PERMISSIONS_KNOWN: Duration = Duration::from_secs(10);
 /// No Retry-After makes us wait longer.
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(3600);
 
@@ -57,6 +60,7 @@ pub struct Cache {
 #[derive(Debug)]
 struct Held {
     token: Token,
+    granted: Instant,
     renew: Instant,
     expires: Instant,
     /// The end of its use while Entra ID is down.
@@ -104,6 +108,7 @@ impl Cache {
         self.failure = None;
         self.held = Some(Held {
             token: grant.token,
+            granted: now,
             renew: later(now, renew_in),
             expires: later(now, life),
             extended: later(now, grant.extended_expires_in.unwrap_or(life).max(life)),
@@ -125,6 +130,21 @@ impl Cache {
         if self.held.as_ref().is_some_and(|it| it.token == *token) {
             self.refused = 0;
         }
+    }
+
+    /// An operator says that something has been mended: the next question is asked at once.
+    pub fn ask_now(&mut self, now: Instant) {
+        if let Some(failure) = &mut self.failure {
+            failure.ask_again = now;
+        }
+    }
+
+    /// Whether a newer token may have a permission that this one has not: a token has those of the time
+    /// it was made.
+    pub fn is_dated(&self, token: &Token, now: Instant) -> bool {
+        self.held
+            .as_ref()
+            .is_some_and(|it| it.token != *token || now >= it.granted + PERMISSIONS_KNOWN)
     }
 
     /// Drops a token that Graph refused with 401; one that has been replaced meanwhile is gone
@@ -216,6 +236,27 @@ mod tests {
         assert_eq!(cache.advise(t0 + SECOND * 3299), Advice::Renew(token("a")));
         assert_eq!(cache.advise(t0 + SECOND * 3598), Advice::Renew(token("a")));
         assert_eq!(cache.advise(t0 + SECOND * 3599), Advice::Ask);
+    }
+
+    #[test]
+    fn a_new_token_has_all_the_permissions_there_are() {
+        let t0 = Instant::now();
+        let mut cache = Cache::default();
+        assert!(!cache.is_dated(&token("a"), t0));
+        cache.granted(grant("a", 3600), t0);
+        assert!(!cache.is_dated(&token("a"), t0 + SECOND));
+        assert!(cache.is_dated(&token("a"), t0 + SECOND * 20));
+        assert!(cache.is_dated(&token("older"), t0 + SECOND));
+    }
+
+    #[test]
+    fn an_operator_need_not_wait() {
+        let t0 = Instant::now();
+        let mut cache = Cache::default();
+        cache.failed(TokenError::credential("AADSTS700027"), t0);
+        assert_eq!(waits(&cache, t0 + SECOND), Some(9));
+        cache.ask_now(t0 + SECOND);
+        assert_eq!(cache.advise(t0 + SECOND), Advice::Ask);
     }
 
     #[test]

@@ -258,6 +258,27 @@ impl Tokens {
         lock(&self.0.cache).accepted(token);
     }
 
+    /// An operator says that something has been mended: Entra ID is asked again without waiting.
+    pub fn ask_now(&self) {
+        lock(&self.0.cache).ask_now(Instant::now());
+    }
+
+    /// A newer token than this one, with which Graph found a permission missing (403): it may have been
+    /// granted since. The old one is kept until there is a new one.
+    pub async fn newer(&self, token: &Token) -> Option<Token> {
+        if !lock(&self.0.cache).is_dated(token, Instant::now()) {
+            return None;
+        }
+        let flight = Arc::clone(&self.0.flight).lock_owned().await;
+        if let Advice::Use(other) | Advice::Renew(other) = self.0.advise()
+            && other != *token
+        {
+            return Some(other);
+        }
+        let asked = tokio::spawn(Arc::clone(&self.0).ask(flight)).await;
+        asked.ok()?.ok().filter(|it| it != token)
+    }
+
     /// Takes back a token that Graph refused with 401, so that it is not used again. `challenge` are the
     /// claims that Graph demands of the next one, where it does.
     pub fn reject(&self, token: &Token, challenge: Option<String>) {

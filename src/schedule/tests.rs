@@ -487,7 +487,10 @@ fn adapts_to_what_is_taken_in_a_minute() {
             goodput * 100.0,
             throttled * 100.0
         );
-        assert!(goodput >= 0.95 && throttled < 0.01, "{allowed}: {goodput} {throttled}");
+        assert!(
+            goodput >= 0.95 && throttled < 0.01,
+            "{allowed}: {goodput} {throttled}"
+        );
         now = end;
     }
 }

@@ -4,6 +4,7 @@
 
 mod admin;
 mod operator;
+mod outages;
 mod process;
 mod rig;
 mod start;

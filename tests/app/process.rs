@@ -10,15 +10,15 @@ use tokio::process::{Child, Command};
 
 use crate::rig::{DEADLINE, Site, send};
 
-struct Process {
+pub struct Process {
     child: Child,
-    smtp: SocketAddr,
+    pub smtp: SocketAddr,
     notifications: UnixDatagram,
-    lines: Vec<String>,
+    pub lines: Vec<String>,
 }
 
 impl Process {
-    async fn start(site: &Site) -> Process {
+    pub async fn start(site: &Site) -> Process {
         let socket = site.directory.path().join("notify.sock");
         let _ = std::fs::remove_file(&socket);
         let notifications = UnixDatagram::bind(&socket).unwrap();
@@ -53,7 +53,7 @@ impl Process {
         }
     }
 
-    fn signal(&self, name: &str) {
+    pub fn signal(&self, name: &str) {
         let pid = self.child.id().unwrap().to_string();
         let status = std::process::Command::new("kill")
             .args(["-s", name, &pid])
@@ -78,7 +78,7 @@ impl Process {
     }
 }
 
-fn log_of(site: &Site) -> String {
+pub fn log_of(site: &Site) -> String {
     let mut text = String::new();
     std::fs::File::open(site.directory.path().join("log"))
         .unwrap()
