@@ -4,7 +4,7 @@
 //!
 //! ```console
 //! $ cargo bench --bench gateway                 # everything, about three minutes
-//! $ cargo bench --bench gateway -- accept       # one part: accept, deliver, idle, start
+//! $ cargo bench --bench gateway -- accept       # one part: accept, deliver, goodput, idle, start
 //! ```
 //!
 //! The yardstick is `mailin-embedded`, a well-known SMTP server library, with a handler that makes each
@@ -49,6 +49,9 @@ fn main() {
     }
     if wanted("deliver") {
         runtime.block_on(deliver());
+    }
+    if wanted("goodput") {
+        runtime.block_on(goodput());
     }
     if wanted("idle") {
         runtime.block_on(idle());
@@ -267,6 +270,75 @@ async fn deliver() {
     }
 }
 
+// ---- goodput -----------------------------------------------------------------------------------
+
+/// How long one request takes the cloud.
+const LATENCY: Duration = Duration::from_millis(150);
+
+/// How long each phase is measured.
+const PHASE: Duration = Duration::from_secs(60);
+
+/// What of the cloud's limits the gateway turns into delivered mail: one mailbox, a queue that is never
+/// empty. The figures are latency, not work, so that a slow machine measures the same.
+async fn goodput() {
+    println!(
+        "\nGoodput of one mailbox, {} ms a request, a full queue, {} s a phase",
+        LATENCY.as_millis(),
+        PHASE.as_secs()
+    );
+    println!(
+        "{:>44} {:>10} {:>10} {:>9} {:>10}",
+        "the cloud allows in flight", "possible", "delivered", "goodput", "throttled"
+    );
+    let cloud = Cloud::start(4).await;
+    cloud
+        .limit(serde_json::json!({"latency_ms": LATENCY.as_millis() as u64}))
+        .await;
+    let gateway = Gateway::start(&Settings {
+        cloud: Some(cloud.http.clone()),
+        credential: Some(cloud.credential.clone()),
+        in_flight: 4,
+    });
+    // More than can be delivered in all phases together.
+    const MESSAGES: usize = 9_000;
+    let message: Arc<[u8]> = message(2_000).into();
+    let clients: Vec<_> = (0..20)
+        .map(|_| {
+            let (port, message) = (gateway.smtp, message.clone());
+            tokio::spawn(async move {
+                let mut client = Client::connect(port).await;
+                for _ in 0..MESSAGES / 20 {
+                    client.send(&message).await;
+                }
+            })
+        })
+        .collect();
+    for client in clients {
+        client.await.expect("a client");
+    }
+    for (phase, allowed) in [
+        ("4", 4),
+        ("2, without notice: the first minute", 2),
+        ("2: the second", 2),
+        ("4 again, without notice: the first minute", 4),
+        ("4 again: the second", 4),
+    ] {
+        cloud.limit(serde_json::json!({"concurrency": allowed})).await;
+        let before = cloud.answers().await;
+        let begun = Instant::now();
+        tokio::time::sleep(PHASE).await;
+        let elapsed = begun.elapsed();
+        let after = cloud.answers().await;
+        let (sent, throttled) = (after.0 - before.0, after.1 - before.1);
+        let possible = allowed as f64 * elapsed.as_secs_f64() / LATENCY.as_secs_f64();
+        println!(
+            "{phase:>44} {possible:>10.0} {sent:>10} {:>8.1}% {:>9.2}%",
+            100.0 * sent as f64 / possible,
+            100.0 * throttled as f64 / (sent + throttled).max(1) as f64,
+        );
+    }
+}
+
 /// `graphpost cloud` with its limits out of the way, and a certificate it knows.
 struct Cloud {
     _process: Process,
@@ -295,11 +367,23 @@ impl Cloud {
                 .arg(&credential),
         );
         let http = process.wait_for("http://127.0.0.1:");
+        let cloud = Cloud {
+            _process: process,
+            _directory: directory,
+            http,
+            credential,
+        };
         let limits = serde_json::json!({
             "concurrency": in_flight.max(4), "requests_per_ten_minutes": null, "bytes_per_five_minutes": null,
         });
+        cloud.limit(limits).await;
+        cloud
+    }
+
+    /// Changes the limits that are named.
+    async fn limit(&self, limits: serde_json::Value) {
         let answer = reqwest::Client::new()
-            .put(format!("{http}/sandbox/limits"))
+            .put(format!("{}/sandbox/limits", self.http))
             .json(&limits)
             .send()
             .await
@@ -309,12 +393,19 @@ impl Cloud {
             "{}",
             answer.text().await.unwrap_or_default()
         );
-        Cloud {
-            _process: process,
-            _directory: directory,
-            http,
-            credential,
-        }
+    }
+
+    /// How often `sendMail` was answered with 202 and with 429 so far.
+    async fn answers(&self) -> (u64, u64) {
+        let text = reqwest::get(format!("{}/sandbox/requests", self.http))
+            .await
+            .expect("an answer")
+            .text()
+            .await
+            .expect("text");
+        let report: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+        let count = |code: &str| report["answers"]["sendMail"][code].as_u64().unwrap_or_default();
+        (count("202"), count("429"))
     }
 }
 

@@ -623,7 +623,9 @@ mod tests {
             panic!("not held")
         };
         assert!(
-            why.starts_with("404 ErrorInvalidUser: The requested user 'x' is invalid; fix: check the mailbox"),
+            why.starts_with(
+                "404 ErrorInvalidUser: The requested user 'x' is invalid; fix: check the mailbox"
+            ),
             "{why}"
         );
     }

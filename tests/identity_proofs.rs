@@ -402,7 +402,11 @@ async fn a_managed_identity_that_is_not_there_is_named() {
     let nowhere = machine(IdentityHost::VirtualMachine { root });
     let error = failure(&with(&cloud, ApplicationCredential::ManagedIdentity(nowhere))).await;
     assert!(!error.credential, "{}", error.why);
-    assert!(error.why.contains("give this machine an identity in Azure"), "{}", error.why);
+    assert!(
+        error.why.contains("give this machine an identity in Azure"),
+        "{}",
+        error.why
+    );
 
     // The metadata service is busy, or only just starting.
     for status in [404, 410, 429, 500] {

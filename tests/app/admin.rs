@@ -102,7 +102,10 @@ async fn stays_ready_while_graph_is_down_and_the_queue_is_steered() {
         body(&ready).contains("\nFAIL  mailbox service@contoso.com  403 ErrorAccessDenied"),
         "{ready}"
     );
-    assert!(body(&ready).contains("        fix: grant Mail.Send for this mailbox"), "{ready}");
+    assert!(
+        body(&ready).contains("        fix: grant Mail.Send for this mailbox"),
+        "{ready}"
+    );
     let brief = http(admin, "GET /readyz", QUIET).await;
     assert_eq!(body(&brief), "ready\n");
     let status = http(admin, "GET /api/status", QUIET).await;
