@@ -6,6 +6,7 @@
 //! after its settlement is on the disk.
 
 mod attempt;
+mod budget;
 mod control;
 mod look;
 mod verdict;
@@ -18,7 +19,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::mpsc;
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -35,6 +36,7 @@ use crate::schedule::{Limits, Message, Next, Retry, Schedule, Trouble, Way};
 use crate::spool::{self, Arrival, Entry, QueueId, Settlement, Spool, SpoolError};
 
 use attempt::{Begun, Ended, Means};
+use budget::Budget;
 pub use control::{Closed, Control, LaneState, State, TroubleRecord};
 use control::{Reasons, Recent, Request};
 use look::{Conclusion, Looked};
@@ -72,7 +74,7 @@ pub struct Delivery {
     metrics: Arc<Metrics>,
     settings: Settings,
     schedule: Schedule,
-    memory: Arc<Semaphore>,
+    memory: Arc<Budget>,
     attempts: JoinSet<Ended>,
     /// Which message an attempt is about, for the case that it panics.
     under_way: HashMap<tokio::task::Id, QueueId>,
@@ -98,12 +100,13 @@ impl Delivery {
     /// Prepares the loop. [`Control`] steers it while it runs.
     pub fn new(spool: Spool, settings: Settings, metrics: Arc<Metrics>) -> (Delivery, Control) {
         let (control, requests) = control::channel();
+        let memory = Budget::new(settings.delivery.max_memory);
         let delivery = Delivery {
             spool,
             metrics,
             schedule: Schedule::new(limits(&settings.delivery)),
             settings,
-            memory: attempt::memory(),
+            memory,
             attempts: JoinSet::new(),
             under_way: HashMap::new(),
             unknown: HashSet::new(),

@@ -179,6 +179,7 @@ fn every_value_arrives() {
     assert_eq!(config.spool.keep_failed, Duration::from_secs(14 * 86_400));
     assert_eq!(config.delivery.concurrency_per_mailbox, 3);
     assert_eq!(config.delivery.max_recipients, 400);
+    assert_eq!(config.delivery.max_memory, 64 << 20);
     assert_eq!(config.delivery.unknown, UnknownPolicy::Hold);
     assert_eq!(config.delivery.verify_time, Duration::from_secs(600));
     assert_eq!(config.delivery.format, Format::Json);

@@ -819,6 +819,7 @@ fn delivery(reader: &Reader, mut section: Section<'_>, api: Api) -> Delivery {
             default.messages_per_minute.into(),
             1..=1_000_000,
         ) as u32,
+        max_memory: section.size("max_memory", default.max_memory, 16 << 20).value,
         // The most that a mailbox can be allowed (Set-Mailbox -RecipientLimits).
         max_recipients: number(&mut section, "max_recipients", default.max_recipients, 1000),
         lifetime: lifetime.value,

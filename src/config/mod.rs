@@ -494,6 +494,8 @@ pub struct Delivery {
     pub concurrency: usize,
     /// Messages a minute for one mailbox. Exchange Online allows 30.
     pub messages_per_minute: u32,
+    /// What messages on their way out may hold in memory together, in octets.
+    pub max_memory: u64,
     /// Recipients of one request; a message with more is sent in several.
     pub max_recipients: usize,
     /// How long a message is tried before it fails.
@@ -524,6 +526,7 @@ impl Default for Delivery {
             messages_per_minute: 30,
             // What Exchange Online takes unless an administrator changed it.
             max_recipients: 500,
+            max_memory: 128 << 20,
             // RFC 5321 §4.5.4.1: at least four to five days.
             lifetime: Duration::from_secs(4 * 86_400),
             retry_first: Duration::from_secs(30),

@@ -5,10 +5,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::budget::Budget;
 use crate::convert::{self, ConvertError, Order, Wishes};
 use crate::event;
 use crate::graph::client::Graph;
@@ -16,20 +16,8 @@ use crate::graph::draft::{DraftId, LeftOver};
 use crate::outcome::Answer;
 use crate::spool::{Entry, QueueId, Spool, SpoolError};
 
-/// What messages on their way out may hold in memory, over all mailboxes.
-const MEMORY: u64 = 128 * 1024 * 1024;
-/// What one message holds: its content, the decoded parts, the request.
-const MEMORY_PER_OCTET: u64 = 4;
-/// The semaphore counts in these, for its permits are 32 bits wide.
-const PERMIT_OCTETS: u64 = 1024;
-
 /// Converting this many octets takes long enough to be no business of an async thread.
 const BLOCKING_OCTETS: usize = 128 * 1024;
-
-/// The memory shared by all attempts.
-pub(super) fn memory() -> Arc<Semaphore> {
-    Arc::new(Semaphore::new((MEMORY / PERMIT_OCTETS) as usize))
-}
 
 /// What came of an attempt.
 #[derive(Debug)]
@@ -71,7 +59,7 @@ pub(super) struct Means {
     /// A message with more is split.
     pub max_recipients: usize,
     /// Shared by all attempts.
-    pub memory: Arc<Semaphore>,
+    pub memory: Arc<Budget>,
     /// No attempt is begun once this is cancelled.
     pub stop: CancellationToken,
 }
@@ -86,12 +74,10 @@ pub(super) async fn attempt(id: QueueId, size: u64, means: Means) -> Ended {
         memory,
         stop,
     } = means;
-    let permits = (size.min(MEMORY) * MEMORY_PER_OCTET).min(MEMORY) / PERMIT_OCTETS;
-    // The semaphore is never closed; if it were, nothing would be begun.
     let _memory = tokio::select! {
-        permit = memory.acquire_many(permits as u32) => match permit {
-            Ok(permit) => permit,
-            Err(_) => return Ended::NotBegun(Ok(())),
+        permit = memory.take(size) => match permit {
+            Some(permit) => permit,
+            None => return Ended::NotBegun(Ok(())),
         },
         () = stop.cancelled() => return Ended::NotBegun(Ok(())),
     };

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
 
 use super::Settings;
+use super::budget::Budget;
 use super::verdict;
 use crate::diagnosis::{Diagnosis, Health};
 use crate::outcome::Outcome;
@@ -187,6 +188,10 @@ impl super::Delivery {
                 self.schedule.probe_now(super::now());
             }
             Request::Change(settings) => {
+                if settings.delivery.max_memory != self.settings.delivery.max_memory {
+                    // What is under way has its share of the old one.
+                    self.memory = Budget::new(settings.delivery.max_memory);
+                }
                 self.settings = *settings;
                 self.schedule
                     .set_limits(super::limits(&self.settings.delivery), super::now());

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod bounces;
+mod groups;
 mod holds;
 mod large;
 mod outcomes;
