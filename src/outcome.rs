@@ -283,10 +283,25 @@ fn judge_response(response: &Response) -> Outcome {
             "give the mailbox Send As for this From address, or set header_from = \"mailbox\" in its rule",
         ),
 
+        // An application access policy leaves this mailbox out
+        // (<https://learn.microsoft.com/exchange/permissions-exo/application-access-policies>).
+        "ErrorAccessDenied"
+            if response
+                .message
+                .as_deref()
+                .is_some_and(|it| it.contains("AccessPolicy")) =>
+        {
+            held(
+                Closes::Mailbox,
+                "add this mailbox to the group of the application access policy, which takes an hour or more to \
+                 work; or replace the policy: 'graphpost entra script'",
+            )
+        }
+
         // The application may not use this mailbox (yet: a new grant takes up to two hours or more).
         "ErrorAccessDenied" | "Authorization_RequestDenied" => held(
             Closes::Mailbox,
-            "grant Mail.Send for this mailbox; a new grant takes up to two hours to work",
+            "grant Mail.Send for this mailbox ('graphpost entra script'); a new grant takes up to two hours to work",
         ),
         "ErrorAccountDisabled" => held(Closes::Mailbox, "enable the account of this mailbox"),
 

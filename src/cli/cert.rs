@@ -42,19 +42,23 @@ enum Verb {
     Check(Check),
 }
 
+const DEFAULT_NAME: &str = "graphpost";
+/// Two years.
+const DEFAULT_DAYS: u32 = 730;
+
 #[derive(Debug, Args)]
-struct New {
+pub(super) struct New {
     /// The directory to write to
     #[arg(long, value_name = "DIR", default_value = ".")]
     out: PathBuf,
     /// The name in the certificate (CN)
-    #[arg(long, value_name = "NAME", default_value = "graphpost", value_parser = common_name)]
+    #[arg(long, value_name = "NAME", default_value = DEFAULT_NAME, value_parser = common_name)]
     name: String,
     /// The length of the RSA key
     #[arg(long, value_enum, default_value_t = Bits::B3072)]
     bits: Bits,
     /// For how many days it is valid
-    #[arg(long, value_name = "DAYS", default_value_t = 730, value_parser = clap::value_parser!(u32).range(1..=3650))]
+    #[arg(long, value_name = "DAYS", default_value_t = DEFAULT_DAYS, value_parser = clap::value_parser!(u32).range(1..=3650))]
     days: u32,
     /// Write a PFX with key and certificate, and its password, instead of a PEM key
     #[arg(long)]

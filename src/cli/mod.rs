@@ -7,6 +7,7 @@ mod control;
 mod entra;
 mod policy;
 mod healthcheck;
+mod init;
 mod queue;
 mod sandbox;
 mod send;
@@ -45,6 +46,7 @@ enum Command {
     Serve(serve::Serve),
     Sandbox(sandbox::Sandbox),
     Cloud(cloud::Cloud),
+    Init(init::Init),
     Check(check::Check),
     Send(send::Send),
     Queue(queue::Queue),
@@ -66,6 +68,7 @@ pub fn run(cli: Cli) -> Result<(), Failure> {
         Command::Serve(it) => it.run(),
         Command::Sandbox(it) => it.run(),
         Command::Cloud(it) => it.run(),
+        Command::Init(it) => it.run(),
         Command::Check(it) => it.run(),
         Command::Send(it) => it.run(),
         Command::Queue(it) => it.run(),

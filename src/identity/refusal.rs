@@ -111,7 +111,8 @@ fn refusal(answer: &TokenAnswer<'_>, error: &str, json: &Value) -> TokenError {
         why.push_str(": ");
         why.push_str(explanation.meaning);
     }
-    if let (Some(700024), Some(ahead)) = (code, answer.clock_ahead) {
+    // A second or two is how long the answer took.
+    if let (Some(700024), Some(ahead)) = (code, answer.clock_ahead.filter(|it| it.abs() > 2)) {
         let direction = if ahead >= 0 { "ahead of" } else { "behind" };
         why.push_str(&format!("; this clock is {} s {direction} theirs", ahead.abs()));
     }

@@ -3,6 +3,9 @@
 #![allow(clippy::unwrap_used)]
 
 mod check;
+mod cloud;
 mod gateway;
+mod init;
+mod microsoft;
 mod program;
 mod usage;

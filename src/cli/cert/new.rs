@@ -24,6 +24,16 @@ use crate::identity::certificate::Certificate;
 /// Clocks differ; a certificate that begins now would be refused by one that is a little behind.
 const BEFORE_NOW: Duration = Duration::from_secs(300);
 
+/// A certificate, and the files it is in.
+pub(in crate::cli) struct Made {
+    pub(in crate::cli) certificate: Certificate,
+    pub(in crate::cli) public: PathBuf,
+    /// The key, or the PFX with key and certificate.
+    pub(in crate::cli) secret: PathBuf,
+    /// That of the PFX, where there is one.
+    password: PathBuf,
+}
+
 /// Files written so far, removed again unless all could be.
 struct Written {
     files: Vec<PathBuf>,
@@ -31,7 +41,20 @@ struct Written {
 }
 
 impl New {
-    pub(super) fn run(&self, now: Timestamp) -> Result<String, CertError> {
+    /// With everything at its default.
+    pub(in crate::cli) fn in_directory(out: &Path) -> New {
+        New {
+            out: out.to_owned(),
+            name: super::DEFAULT_NAME.to_owned(),
+            bits: Bits::B3072,
+            days: super::DEFAULT_DAYS,
+            pfx: false,
+            json: false,
+        }
+    }
+
+    /// Makes the key and the certificate, and writes them.
+    pub(in crate::cli) fn write(&self, now: Timestamp) -> Result<Made, CertError> {
         let (key, certificate) = self.make(now)?;
         let directory = std::path::absolute(&self.out).unwrap_or_else(|_| self.out.clone());
         let file = |extension: &str| directory.join(format!("graphpost.{extension}"));
@@ -56,7 +79,21 @@ impl New {
         }
         written.write(&public, certificate.to_pem().as_bytes(), 0o644)?;
         written.complete = true;
+        Ok(Made {
+            certificate,
+            public,
+            secret,
+            password,
+        })
+    }
 
+    pub(super) fn run(&self, now: Timestamp) -> Result<String, CertError> {
+        let Made {
+            certificate,
+            public,
+            secret,
+            password,
+        } = self.write(now)?;
         if self.json {
             let mut value = super::json(&certificate);
             value["certificate_file"] = json!(public);

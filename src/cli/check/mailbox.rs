@@ -88,7 +88,10 @@ pub(super) async fn lines(
             lines.push(looked_into(it, &graph.look_into(&it.mailbox).await));
         }
         lines.push(match send_to {
-            Some(to) => sent(it, to, &graph.send_mail(&it.mailbox, trial(tenant, it, to)).await),
+            Some(to) => {
+                let answer = graph.send_mail(&it.mailbox, trial(tenant, it, to)).await;
+                sent(tenant, it, to, &answer)
+            }
             None => unsent(tenant, it, tenant_wide),
         });
     }
@@ -106,11 +109,18 @@ fn unsent(tenant: &Tenant, it: &Chosen, tenant_wide: bool) -> Diagnosis {
     Diagnosis::skip(
         it.check(),
         format!(
-            "{known}; try it with --send-to, or ask Exchange:\n\
-             Test-ServicePrincipalAuthorization -Identity {} -Resource {}",
-            powershell_quoted(&tenant.client_id),
-            powershell_quoted(&it.mailbox),
+            "{known}; try it with --send-to, or ask Exchange:\n{}",
+            cmdlet(tenant, it)
         ),
+    )
+}
+
+/// What shows in Exchange Online's PowerShell which roles the application has for a mailbox: InScope.
+fn cmdlet(tenant: &Tenant, it: &Chosen) -> String {
+    format!(
+        "Test-ServicePrincipalAuthorization -Identity {} -Resource {}",
+        powershell_quoted(&tenant.client_id),
+        powershell_quoted(&it.mailbox),
     )
 }
 
@@ -138,7 +148,7 @@ fn looked_into(it: &Chosen, answer: &Answer) -> Diagnosis {
     Diagnosis::of_reason(status, it.check(), &reason)
 }
 
-fn sent(it: &Chosen, to: &Address, answer: &Answer) -> Diagnosis {
+fn sent(tenant: &Tenant, it: &Chosen, to: &Address, answer: &Answer) -> Diagnosis {
     let id = match answer.cause() {
         Answer::Response(response) => response.request_id.as_deref(),
         _ => None,
@@ -153,6 +163,22 @@ fn sent(it: &Chosen, to: &Address, answer: &Answer) -> Diagnosis {
     let (status, reason) = reason(answer);
     let mut found = Diagnosis::of_reason(status, it.check(), &reason);
     found.detail = with_id(&printable(&found.detail));
+    if let (Answer::Response(response), Some(fix)) = (answer.cause(), &mut found.fix)
+        && response.status == 403
+        && response.code.as_deref() == Some("ErrorAccessDenied")
+    {
+        // What is granted already, without the cache that Graph looks into.
+        let by_policy = response.message.as_deref().is_some_and(|it| it.contains("AccessPolicy"));
+        let cmdlet = match by_policy {
+            false => cmdlet(tenant, it),
+            true => format!(
+                "Test-ApplicationAccessPolicy -Identity {} -AppId {}",
+                powershell_quoted(&it.mailbox),
+                powershell_quoted(&tenant.client_id)
+            ),
+        };
+        fix.push_str(&format!("\nsee what is granted: {cmdlet}"));
+    }
     found
 }
 
