@@ -15,7 +15,7 @@ pub mod auth;
 pub mod command;
 pub mod data;
 mod limits;
-mod lines;
+pub mod lines;
 pub mod proxy;
 pub mod reply;
 pub mod session;

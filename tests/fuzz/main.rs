@@ -4,6 +4,11 @@
 #![allow(clippy::unwrap_used)]
 
 mod convert;
+mod smtp_command;
+mod smtp_data;
+mod smtp_proxy;
+mod smtp_sasl;
+mod smtp_session;
 
 use std::fs;
 use std::path::Path;
@@ -95,4 +100,64 @@ impl Random {
 #[test]
 fn conversion() {
     run(&seeds("tests/convert", "eml"), convert::check);
+}
+
+/// The dialogues of `tests/dialogues/`: what their clients send.
+fn dialogues() -> Vec<Vec<u8>> {
+    seeds("tests/dialogues", "txt")
+        .iter()
+        .map(|script| {
+            let mut sent = Vec::new();
+            for line in String::from_utf8_lossy(script).lines() {
+                if let Some(text) = line.strip_prefix("C: ") {
+                    sent.extend_from_slice(text.replace("\\r\\n", "\r\n").as_bytes());
+                    sent.extend_from_slice(b"\r\n");
+                }
+            }
+            sent.extend([0xff; 4]);
+            sent
+        })
+        .collect()
+}
+
+#[test]
+fn smtp_commands() {
+    run(&dialogues(), smtp_command::check);
+}
+
+#[test]
+fn smtp_dialogues() {
+    run(&dialogues(), smtp_session::check);
+}
+
+#[test]
+fn smtp_logins() {
+    let plain = b"AHNjYW5uZXIxAHNlY3JldA==";
+    let login = b"c2Nhbm5lcjE=\nc2VjcmV0";
+    let cram_md5 = b"dGltIGI5MTNhNjAyYzdlZGE3YTQ5NWI0ZTZlNzMzNGQzODkw";
+    let seeds = [&plain[..], login, cram_md5, b"*", b"="]
+        .map(|it| (0..8).map(move |choice| [it, &[choice]].concat()));
+    run(&seeds.into_iter().flatten().collect::<Vec<_>>(), smtp_sasl::check);
+}
+
+#[test]
+fn smtp_mail_data() {
+    let seeds = [
+        "a\r\n.\r\n",
+        "a\n.\n..\r\n.\r\nQUIT",
+        "..\r\n.x\r.\r\r\n\0.\r\n.\n.\r\n",
+    ];
+    run(&seeds.map(|it| it.as_bytes().to_vec()), smtp_data::check);
+}
+
+#[test]
+fn smtp_proxy_headers() {
+    let seeds = [
+        &b"PROXY TCP4 10.1.2.3 10.0.0.5 40000 25\r\nEHLO x\r\n"[..],
+        b"PROXY TCP6 fd00::1 fd00::2 40000 25\r\n",
+        b"PROXY UNKNOWN\r\n",
+        b"\r\n\r\n\0\r\nQUIT\n\x21\x11\x00\x0c\x0a\x01\x02\x03\x0a\0\0\x05\x9c\x40\0\x19",
+        b"\r\n\r\n\0\r\nQUIT\n\x20\x00\x00\x00",
+    ];
+    run(&seeds.map(<[u8]>::to_vec), smtp_proxy::check);
 }

@@ -47,7 +47,7 @@ pub struct Relay {
     pub config: Config,
     pub stopping: CancellationToken,
     pub task: JoinHandle<()>,
-    directory: tempfile::TempDir,
+    pub directory: tempfile::TempDir,
 }
 
 impl Relay {
