@@ -298,6 +298,7 @@ fn tls_word(tls: TlsMode) -> &'static str {
         TlsMode::StartTls => "starttls",
         TlsMode::Required => "required",
         TlsMode::Implicit => "implicit",
+        TlsMode::Auto => "auto",
     }
 }
 

@@ -23,6 +23,17 @@ pub struct ListenerResult {
     pub result: &'static str,
 }
 
+/// A TLS handshake that succeeded.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct TlsLabel {
+    /// The listener's name.
+    pub listener: String,
+    /// `TLSv1.0` to `TLSv1.3`.
+    pub version: String,
+    /// The least profile that serves it: `modern`, `compat` or `legacy`.
+    pub profile: &'static str,
+}
+
 /// What came of something.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct ResultLabel {
@@ -88,6 +99,8 @@ pub struct Metrics {
     pub smtp_rejections: Family<ListenerResult, Counter>,
     /// Logins: `ok`, `failed`.
     pub smtp_auth: Family<ListenerResult, Counter>,
+    /// TLS handshakes that succeeded, by version and by the profile that they needed.
+    pub smtp_tls_handshakes: Family<TlsLabel, Counter>,
     /// Messages in the queue.
     pub queue_messages: Family<StateLabel, Gauge>,
     /// Octets of content in the queue.
@@ -133,6 +146,8 @@ pub struct Metrics {
     pub tls_certificate_expiry_timestamp_seconds: Family<ListenerLabel, Gauge>,
     /// What must be mended, or is waited for, as `/readyz?verbose` tells it.
     pub findings: Family<FindingLabel, Gauge>,
+    /// Whether all of a listener's certificates could be used when they were last read: 1 or 0.
+    pub tls_certificate_last_reload_successful: Family<ListenerLabel, Gauge>,
     /// Whether the last reload was taken: 1 or 0.
     pub config_last_reload_successful: Gauge,
 }
@@ -170,6 +185,11 @@ impl Metrics {
             ),
             smtp_rejections: register!("smtp_rejections", "Refusals by reason", Family::default()),
             smtp_auth: register!("smtp_auth", "Logins", Family::default()),
+            smtp_tls_handshakes: register!(
+                "smtp_tls_handshakes",
+                "TLS handshakes by version and profile",
+                Family::default()
+            ),
             queue_messages: register!("queue_messages", "Messages in the queue", Family::default()),
             queue_bytes: register!("queue_bytes", "Octets of content in the queue", Gauge::default()),
             queue_oldest_age_seconds: register!(
@@ -262,6 +282,11 @@ impl Metrics {
             findings: register!(
                 "findings",
                 "What must be mended, or is waited for; /readyz?verbose tells what it is",
+                Family::default()
+            ),
+            tls_certificate_last_reload_successful: register!(
+                "tls_certificate_last_reload_successful",
+                "Whether a listener's certificates could all be used when last read",
                 Family::default()
             ),
             config_last_reload_successful: register!(

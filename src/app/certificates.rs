@@ -110,6 +110,9 @@ impl Certificates {
                     let label = ListenerLabel {
                         listener: name.clone(),
                     };
+                    // Of several, the one that ends first.
+                    let ends = certificates.iter().filter(|other| other.used_for == it.used_for);
+                    let end = ends.map(|it| it.not_after.as_second()).min().unwrap_or(end);
                     self.metrics
                         .tls_certificate_expiry_timestamp_seconds
                         .get_or_create(&label)

@@ -40,9 +40,7 @@ impl Gateway {
         // From here on nothing is refused; only a listener may have to keep its old certificate.
         self.smtp.set_policy(Arc::clone(&outside.policy));
         self.smtp.set_accounts(outside.accounts.clone());
-        for (listener, error) in self.smtp.reload_certificates(&new.listeners).await {
-            event::certificate_kept(&listener, &error);
-        }
+        self.smtp.reload_certificates(&new.listeners).await;
         self.certificates.replace(outside.tokens);
         self.delivery
             .change(Settings {

@@ -217,7 +217,7 @@ impl Send {
         };
         let tls = match server.tls {
             TlsMode::None => Tls::None,
-            TlsMode::StartTls => Tls::Opportunistic(parameters()?),
+            TlsMode::StartTls | TlsMode::Auto => Tls::Opportunistic(parameters()?),
             TlsMode::Required => Tls::Required(parameters()?),
             TlsMode::Implicit => Tls::Wrapper(parameters()?),
         };
@@ -276,7 +276,7 @@ fn is_own(ip: IpAddr) -> bool {
 fn described(listener: &Listener, address: SocketAddr) -> Server {
     let tls = match listener.tls {
         TlsMode::None => "no TLS",
-        TlsMode::StartTls | TlsMode::Required => "STARTTLS",
+        TlsMode::StartTls | TlsMode::Required | TlsMode::Auto => "STARTTLS",
         TlsMode::Implicit => "TLS",
     };
     let name = if listener.name == listener.address.to_string() {

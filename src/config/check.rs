@@ -6,7 +6,9 @@ use std::net::{Ipv6Addr, SocketAddr};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::section::{Reader, Spot};
-use super::{Auth, Finding, Listener, Pattern, Place, SenderRule, Severity, TlsMode, UnknownPolicy};
+use super::{
+    Auth, Finding, Listener, Pattern, Place, SenderRule, Severity, TlsMode, TlsProfile, UnknownPolicy,
+};
 
 /// Who may connect where `networks` is not given.
 pub(super) fn loopback() -> Vec<IpNet> {
@@ -28,6 +30,12 @@ pub(super) struct WrittenListener {
     pub certificate: Option<Spot<()>>,
     /// Whether the key is there, wrong or right.
     pub has_certificate: bool,
+    pub tls_profile: Option<Spot<()>>,
+    pub legacy_networks: Option<Spot<()>>,
+    /// Whether the key is there, wrong or right.
+    pub has_legacy_networks: bool,
+    /// Present where the key is.
+    pub tls_wait: Option<Spot<()>>,
     pub networks: Option<Spot<()>>,
     pub proxy_protocol_from: Option<Spot<()>>,
     pub auth: Option<Spot<()>>,
@@ -120,7 +128,8 @@ fn tls(reader: &Reader, written: &WrittenListener, listener: &Listener) {
                 &certificate.place,
                 format!("{} is not used", certificate.key),
                 "",
-                "without 'tls' this listener speaks no TLS: set tls = \"starttls\", \"required\" or \"implicit\""
+                "without 'tls' this listener speaks no TLS: set tls = \"starttls\", \"required\", \
+                 \"implicit\" or \"auto\""
                     .to_owned(),
             );
         }
@@ -129,9 +138,61 @@ fn tls(reader: &Reader, written: &WrittenListener, listener: &Listener) {
             written.at(&written.tls),
             "this listener speaks TLS, but has no certificate",
             "needs 'certificate'",
-            "certificate = \"relay.pem\", and private_key = \"relay.key\" unless that file has both"
+            "certificate = \"relay.pem\", and private_key = \"relay.key\" unless that file has both; or \
+             certificate = \"self-signed\" to have one made"
                 .to_owned(),
         );
+    }
+    legacy(reader, written, listener);
+    if let Some(wait) = &written.tls_wait
+        && listener.tls != TlsMode::Auto
+    {
+        reader.warning(
+            &wait.place,
+            format!("{} is not used", wait.key),
+            "",
+            "only with tls = \"auto\" a client may begin TLS before it is greeted".to_owned(),
+        );
+    }
+}
+
+/// TLS 1.0 is for those that are named, and no one else.
+fn legacy(reader: &Reader, written: &WrittenListener, listener: &Listener) {
+    let networks = &listener.legacy_networks;
+    match (listener.tls_profile, &written.legacy_networks) {
+        _ if listener.tls == TlsMode::None => {
+            if let Some(profile) = &written.tls_profile {
+                reader.warning(
+                    &profile.place,
+                    format!("{} is not used", profile.key),
+                    "",
+                    "this listener speaks no TLS".to_owned(),
+                );
+            }
+        }
+        (TlsProfile::Legacy, _) if covers_everything(networks) => reader.error(
+            written.at(&written.legacy_networks),
+            "TLS 1.0 would be served to everyone on the Internet",
+            "covers everything",
+            "name the devices that need it, or their network: legacy_networks = [\"10.1.9.0/24\"]".to_owned(),
+        ),
+        (TlsProfile::Legacy, None) if written.has_legacy_networks => {}
+        (TlsProfile::Legacy, None) => reader.missing(
+            written.at(&written.tls_profile),
+            "this listener serves TLS 1.0, and does not say to whom",
+            "needs 'legacy_networks'",
+            "add legacy_networks = [\"10.1.9.0/24\"] with the devices that need it; 'graphpost status --tls' \
+             lists them"
+                .to_owned(),
+        ),
+        (TlsProfile::Legacy, Some(_)) => {}
+        (TlsProfile::Modern | TlsProfile::Compat, Some(unused)) => reader.warning(
+            &unused.place,
+            format!("{} is not used", unused.key),
+            "",
+            "TLS 1.0 and 1.1 are served with tls_profile = \"legacy\"".to_owned(),
+        ),
+        (TlsProfile::Modern | TlsProfile::Compat, None) => {}
     }
 }
 

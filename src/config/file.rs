@@ -17,7 +17,8 @@ use super::section::{Reader, Section, Spot};
 use super::value::{self, Problem};
 use super::{
     Admin, Api, AssertionAlgorithm, Auth, Config, Credential, Delivery, Environment, Files, LARGEST_DRAFT,
-    LARGEST_SINGLE_REQUEST, Listener, Log, LogFormat, Place, SenderRule, Smtp, Spool, Tenant, TlsMode,
+    LARGEST_SINGLE_REQUEST, Listener, ListenerCertificate, Log, LogFormat, Place, SenderRule, Smtp, Spool,
+    Tenant, TlsMode, TlsProfile, UnknownPolicy,
 };
 use crate::envelope::HeaderFrom;
 
@@ -64,7 +65,7 @@ impl Config {
 
     /// Every key that a configuration may have: `smtp.hostname`, `listener.address`.
     pub fn known_keys() -> Vec<String> {
-        let source = "[[listener]]\n[[sender]]\n";
+        let source = "[[listener]]\n[[listener.additional_certificate]]\n[[sender]]\n";
         let (_, _, known) = parse(source, Path::new(""), &Environment::default(), Files::Named);
         known
     }
@@ -369,6 +370,30 @@ pub(super) fn credential(
     (spot, credential)
 }
 
+/// The same of a listener, which can ask for one to be made.
+fn listener_certificate(
+    reader: &Reader,
+    section: &mut Section<'_>,
+    directories: &Directories<'_>,
+) -> (Option<Spot<()>>, Option<ListenerCertificate>) {
+    let asked = section.string("certificate");
+    if let Some(asked) = asked.filter(|it| it.value == SELF_SIGNED) {
+        for key in ["private_key", "password", "password_file"] {
+            if let Some(unused) = section.string(key) {
+                reader.warning(
+                    &unused.place,
+                    format!("{} is not used", unused.key),
+                    "",
+                    "the certificate is made by graphpost, and its key with it".to_owned(),
+                );
+            }
+        }
+        return (Some(asked.with(())), Some(ListenerCertificate::SelfSigned));
+    }
+    let (spot, files) = credential(reader, section, directories);
+    (spot, files.map(ListenerCertificate::Files))
+}
+
 /// A secret that is written out in one key, or stands in the file that another names.
 pub(super) fn secret(
     reader: &Reader,
@@ -474,6 +499,12 @@ pub(super) fn existing(
     None
 }
 
+/// What `certificate` says where one is to be made.
+const SELF_SIGNED: &str = "self-signed";
+
+/// A device on the same network has sent its ClientHello long before; people do not notice it.
+const DEFAULT_TLS_WAIT: Duration = Duration::from_millis(500);
+
 fn listener(reader: &Reader, mut section: Section<'_>, directories: &Directories<'_>) -> WrittenListener {
     let name = section.text("name", value::name);
     let address = section.text("address", value::socket_address);
@@ -487,9 +518,28 @@ fn listener(reader: &Reader, mut section: Section<'_>, directories: &Directories
             ("starttls", TlsMode::StartTls),
             ("required", TlsMode::Required),
             ("implicit", TlsMode::Implicit),
+            ("auto", TlsMode::Auto),
         ],
     );
-    let (certificate, credential) = credential(reader, &mut section, directories);
+    let (certificate, first) = listener_certificate(reader, &mut section, directories);
+    let mut certificates = Vec::from_iter(first);
+    for mut more in section.sections("additional_certificate") {
+        let (spot, another) = listener_certificate(reader, &mut more, directories);
+        more.require("certificate", spot, "\"relay-rsa.pem\"", "");
+        more.finish();
+        certificates.extend(another);
+    }
+    let tls_profile = section.choice(
+        "tls_profile",
+        &[
+            ("modern", TlsProfile::Modern),
+            ("compat", TlsProfile::Compat),
+            ("legacy", TlsProfile::Legacy),
+        ],
+    );
+    let legacy_networks = section.list("legacy_networks", value::network);
+    let has_tls_wait = section.has("tls_wait");
+    let tls_wait = section.duration("tls_wait", DEFAULT_TLS_WAIT, Duration::ZERO);
     let networks = section.list("networks", value::network);
     let auth = section.choice(
         "auth",
@@ -520,7 +570,13 @@ fn listener(reader: &Reader, mut section: Section<'_>, directories: &Directories
         socket: socket.map(|it| it.value),
         proxy_protocol_from: proxy_protocol_from.as_ref().map(values).unwrap_or_default(),
         tls: tls.as_ref().map(|it| it.value).unwrap_or_default(),
-        certificate: credential,
+        certificates: match tls.as_ref().map(|it| it.value).unwrap_or_default() {
+            TlsMode::None => Vec::new(),
+            _ => certificates,
+        },
+        tls_profile: tls_profile.as_ref().map(|it| it.value).unwrap_or_default(),
+        legacy_networks: legacy_networks.as_ref().map(values).unwrap_or_default(),
+        tls_wait: tls_wait.value,
         networks: networks.as_ref().map_or_else(check::loopback, values),
         auth: auth.as_ref().map(|it| it.value).unwrap_or_default(),
         cram_md5,
@@ -535,6 +591,10 @@ fn listener(reader: &Reader, mut section: Section<'_>, directories: &Directories
         tls: tls.map(|it| it.with(())),
         certificate,
         has_certificate: section.has("certificate"),
+        tls_profile: tls_profile.map(|it| it.with(())),
+        legacy_networks: legacy_networks.map(|it| it.with(())),
+        has_legacy_networks: section.has("legacy_networks"),
+        tls_wait: has_tls_wait.then(|| tls_wait.with(())),
         networks: networks.map(|it| it.with(())),
         proxy_protocol_from: proxy_protocol_from.map(|it| it.with(())),
         auth: auth.map(|it| it.with(())),

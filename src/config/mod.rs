@@ -288,8 +288,15 @@ pub struct Listener {
     pub proxy_protocol_from: Vec<IpNet>,
     /// Whether and how TLS is spoken.
     pub tls: TlsMode,
-    /// The certificate; present exactly where `tls` is not [`TlsMode::None`].
-    pub certificate: Option<Credential>,
+    /// The certificates; empty exactly where `tls` is [`TlsMode::None`].
+    pub certificates: Vec<ListenerCertificate>,
+    /// How old the TLS may be that is served.
+    pub tls_profile: TlsProfile,
+    /// Who may use TLS 1.0 and 1.1, where the profile is [`TlsProfile::Legacy`].
+    pub legacy_networks: Vec<IpNet>,
+    /// How long clients may take to begin TLS before they are greeted, where `tls` is
+    /// [`TlsMode::Auto`].
+    pub tls_wait: Duration,
     /// Who may connect.
     pub networks: Vec<IpNet>,
     /// Whether clients log in.
@@ -314,6 +321,50 @@ pub enum TlsMode {
     Required,
     /// TLS from the first octet (RFC 8314).
     Implicit,
+    /// TLS from the first octet for clients that begin with it; for the others STARTTLS is offered.
+    Auto,
+}
+
+/// How old the TLS may be that a listener serves.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum TlsProfile {
+    /// TLS 1.3, and 1.2 with forward secrecy and authenticated encryption.
+    #[default]
+    Modern,
+    /// And 1.2 with what it had at first: CBC and static RSA.
+    Compat,
+    /// And 1.1 and 1.0, for networks that are named.
+    Legacy,
+}
+
+/// A certificate of a listener.
+#[derive(Clone, Debug)]
+pub enum ListenerCertificate {
+    /// In files.
+    Files(Credential),
+    /// Made by us when there is none, and kept beside the queue.
+    SelfSigned,
+}
+
+impl ListenerCertificate {
+    /// Its files, where they are given.
+    pub fn files(&self) -> Option<&Credential> {
+        match self {
+            ListenerCertificate::Files(it) => Some(it),
+            ListenerCertificate::SelfSigned => None,
+        }
+    }
+
+    /// Whether both are in the same file.
+    pub fn is_same_place(&self, other: &ListenerCertificate) -> bool {
+        match (self, other) {
+            (ListenerCertificate::Files(one), ListenerCertificate::Files(other)) => {
+                one.certificate == other.certificate
+            }
+            (ListenerCertificate::SelfSigned, ListenerCertificate::SelfSigned) => true,
+            _ => false,
+        }
+    }
 }
 
 /// Whether clients log in on a listener.

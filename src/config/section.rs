@@ -224,8 +224,12 @@ impl<'d> Section<'d> {
         let Some(entry) = self.entry(key) else {
             return Vec::new();
         };
+        let kind = match self.kind.as_str() {
+            "" => key.to_owned(),
+            kind => format!("{kind}.{key}"),
+        };
         let wrong = |item: &Item| {
-            let label = format!("expected [[{key}]], in double brackets");
+            let label = format!("expected [[{kind}]], in double brackets");
             let problem = Problem::new(
                 format!("is {}, but there may be several", item.value.kind()),
                 label,
@@ -241,8 +245,8 @@ impl<'d> Section<'d> {
             match &item.value {
                 Value::Table(table) => sections.push(Section {
                     reader: self.reader,
-                    name: format!("{key}[{}]", at + 1),
-                    kind: key.to_owned(),
+                    name: format!("{}[{}]", self.key(key), at + 1),
+                    kind: kind.clone(),
                     table: Some(table),
                     place: table.place.clone(),
                     asked: Vec::new(),

@@ -2,8 +2,10 @@
 
 use std::fmt::Display;
 use std::net::IpAddr;
+use std::path::Path;
 use std::time::Duration;
 
+use jiff::Timestamp;
 use tracing::{debug, info, warn};
 
 use crate::envelope::{Origin, ReversePath, Route};
@@ -133,12 +135,47 @@ pub fn tls_failed(listener: &str, client: IpAddr, why: &dyn Display) {
     warn!(target: "graphpost", %client, listener, reason = %why, "no TLS");
 }
 
+/// A TLS handshake succeeded with a device that could not do better. `profile` is the one that it
+/// needs.
+pub fn old_tls(listener: &str, client: IpAddr, version: &str, cipher: &str, profile: &str) {
+    if profile == "legacy" {
+        warn!(target: "graphpost", %client, version, cipher, profile, listener, "old TLS");
+    } else {
+        info!(target: "graphpost", %client, version, cipher, profile, listener, "old TLS");
+    }
+}
+
 /// A client began TLS where it is not expected.
 pub fn unexpected_tls(listener: &str, client: IpAddr) {
     warn!(
         target: "graphpost",
         %client, listener,
-        "the client began TLS at once, but this listener expects plain SMTP: set it to STARTTLS or no encryption, or give it a listener with tls = \"implicit\""
+        "the client began TLS at once, but this listener expects plain SMTP: set tls = \"auto\" here, which serves both, or set the client to STARTTLS or no encryption"
+    );
+}
+
+/// The same where it would have been served, had it come sooner.
+pub fn late_tls(listener: &str, client: IpAddr, wait: Duration) {
+    warn!(
+        target: "graphpost",
+        %client, listener, tls_wait = wait.as_secs_f64(),
+        "the client began TLS after it was greeted: set a longer tls_wait for this listener, or give the client one with tls = \"implicit\""
+    );
+}
+
+/// A certificate was made for a listener that asks for one.
+pub fn certificate_made(path: &Path, subject: &str, not_after: Timestamp, sha256: &str) {
+    info!(
+        target: "graphpost",
+        path = %path.display(), subject, %not_after, sha256, "self-signed certificate made"
+    );
+}
+
+/// A listener has a new certificate.
+pub fn certificate_taken(listener: &str, path: &Path, subject: &str, not_after: Timestamp) {
+    info!(
+        target: "graphpost",
+        listener, path = %path.display(), subject, %not_after, "new certificate in use"
     );
 }
 

@@ -25,6 +25,13 @@ pub enum CredentialError {
         /// Why.
         error: io::Error,
     },
+    /// It cannot be written, where it is made here.
+    Write {
+        /// The file.
+        file: PathBuf,
+        /// Why.
+        error: io::Error,
+    },
     /// It is far larger than any certificate.
     TooLarge {
         /// The file.
@@ -50,6 +57,11 @@ impl fmt::Display for CredentialError {
                 };
                 write!(f, "{}: cannot be read: {error}{fix}", file.display())
             }
+            CredentialError::Write { file, error } => write!(
+                f,
+                "{}: cannot be written: {error}; let the service's account write there",
+                file.display()
+            ),
             CredentialError::TooLarge { file } => write!(
                 f,
                 "{}: larger than {MAX_FILE_OCTETS} octets, so no certificate or key; check the path",
@@ -63,7 +75,7 @@ impl fmt::Display for CredentialError {
 impl std::error::Error for CredentialError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
-            CredentialError::Read { error, .. } => Some(error),
+            CredentialError::Read { error, .. } | CredentialError::Write { error, .. } => Some(error),
             CredentialError::TooLarge { .. } => None,
             CredentialError::Certificate { error, .. } => Some(error),
         }

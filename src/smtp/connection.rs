@@ -11,6 +11,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use crate::accounts::Login;
+use crate::config::TlsMode;
 use crate::event::smtp as event;
 use crate::message::HeadCollector;
 use crate::smtp::auth::{Credentials, Proof};
@@ -19,6 +20,7 @@ use crate::smtp::lines::{Found, Lines};
 use crate::smtp::listener::Listener;
 use crate::smtp::reply::{self, Reply};
 use crate::smtp::session::{Action, Event, Session};
+use crate::smtp::tls::client_hello::begins_tls;
 use crate::smtp::tls::{HandshakeError, Stream};
 use crate::spool::{Incoming, Receipt, SpoolError, Submission};
 
@@ -31,9 +33,6 @@ const DATA_READ_OCTETS: usize = 64 * 1024;
 
 /// Replies to pipelined commands wait for each other up to here.
 const MAX_BATCH_OCTETS: usize = 16 * 1024;
-
-/// The first octet of a TLS record that carries a ClientHello (RFC 8446 §5.1). No command has it.
-const TLS_HANDSHAKE: u8 = 0x16;
 
 /// How long we go on reading from a client that we hang up on. Closing a socket with unread octets
 /// resets the connection, and the reset can overtake the reply that says why.
@@ -135,12 +134,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             Ended::HungUp => event::hung_up(listener, client),
             Ended::Io(error) => event::io_failed(listener, client, &error),
             Ended::Handshake(error) => {
-                self.listener.count_rejection("tls");
-                event::tls_failed(listener, client, &error);
+                self.listener.tls_failed(client, &error);
             }
             Ended::UnexpectedTls => {
                 self.listener.count_rejection("protocol");
-                event::unexpected_tls(listener, client);
+                match self.listener.terms.listener.tls {
+                    TlsMode::Auto => event::late_tls(listener, client, self.listener.terms.listener.tls_wait),
+                    _ => event::unexpected_tls(listener, client),
+                }
             }
         }
     }
@@ -172,7 +173,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                 self.fresh = false;
                 return Ok(self.session.handle(event, &self.listener.shared.policy()));
             }
-            if self.fresh && self.lines.unread().first() == Some(&TLS_HANDSHAKE) {
+            if self.fresh && begins_tls(self.lines.unread()) {
                 return Err(Ended::UnexpectedTls);
             }
             flush(&mut self.stream, &mut self.replies, limits.command_timeout).await?;
@@ -213,12 +214,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     }
 
     async fn start_tls(&mut self, ready: &Reply) -> Result<(), Ended> {
-        let Some(tls) = self.listener.tls.clone() else {
+        if self.listener.tls.is_none() {
             return self.send(&reply::TLS_UNAVAILABLE).await;
-        };
+        }
         // What came together with STARTTLS came in the clear, and would be taken for commands of the
         // encrypted session (the injection of CVE-2011-0411).
-        if !self.lines.unread().is_empty() {
+        let replayed = matches!(&self.stream, Stream::Plain(plain) if !plain.is_drained());
+        if !self.lines.unread().is_empty() || replayed {
             return Err(self.close(&reply::PIPELINED_STARTTLS).await);
         }
         self.send(ready).await?;
@@ -226,9 +228,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             // The session offers STARTTLS only without TLS.
             return Err(Ended::Closed);
         };
-        let limit = self.listener.terms.smtp.handshake_timeout;
-        let stream = tls.accept(plain, limit).await.map_err(Ended::Handshake)?;
-        self.stream = Stream::Tls(Box::new(stream));
+        self.stream = self
+            .listener
+            .secure(plain, self.session.client())
+            .await
+            .map_err(Ended::Handshake)?;
         self.session
             .tls_started(self.stream.tls_version().unwrap_or_default());
         Ok(())

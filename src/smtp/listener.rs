@@ -27,7 +27,9 @@ use crate::smtp::descriptors;
 use crate::smtp::inherited::{self, Inherited, InheritedError};
 use crate::smtp::limits::{Lockouts, Rates};
 use crate::smtp::session::{Session, Terms};
-use crate::smtp::tls::{self, Stream, Tls};
+use crate::smtp::secure::{self, Complaint};
+use crate::smtp::tls::Tls;
+use crate::smtp::tls::devices::Devices;
 use crate::spool::Spool;
 
 /// The wait after the first failed accept, doubled after each further one. Without it, a process out
@@ -44,7 +46,9 @@ pub struct Shared {
     lockouts: Mutex<Lockouts>,
     /// Where mail goes.
     pub(super) spool: Spool,
-    metrics: Arc<Metrics>,
+    pub(super) metrics: Arc<Metrics>,
+    /// Who needs old TLS.
+    devices: Mutex<Devices>,
     /// A test wants to see a session panic.
     #[cfg(debug_assertions)]
     breaks: std::sync::atomic::AtomicBool,
@@ -64,6 +68,11 @@ impl Shared {
     /// Who may not log in for a while.
     pub(super) fn lockouts(&self) -> MutexGuard<'_, Lockouts> {
         self.lockouts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Who needs old TLS.
+    pub(super) fn devices(&self) -> MutexGuard<'_, Devices> {
+        self.devices.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Where a test has asked for it, a defect: see [`Handle::break_next_session`].
@@ -93,6 +102,8 @@ pub struct Listener {
     pub(super) shared: Arc<Shared>,
     pub(super) connections: Counter,
     pub(super) sessions: Gauge,
+    /// Why certificates could not be used when they were last read.
+    pub(super) kept: Mutex<Option<Complaint>>,
 }
 
 impl Listener {
@@ -106,6 +117,7 @@ impl Listener {
             terms: Arc::new(terms),
             tls,
             shared,
+            kept: Mutex::default(),
         }
     }
 
@@ -167,8 +179,8 @@ pub struct Server {
 /// except for certificates: those are for new handshakes.
 #[derive(Clone)]
 pub struct Handle {
-    shared: Arc<Shared>,
-    listeners: Vec<Arc<Listener>>,
+    pub(super) shared: Arc<Shared>,
+    pub(super) listeners: Vec<Arc<Listener>>,
 }
 
 impl Server {
@@ -190,6 +202,7 @@ impl Server {
             lockouts: Mutex::new(Lockouts::new(&config.smtp)),
             spool,
             metrics,
+            devices: Mutex::default(),
             #[cfg(debug_assertions)]
             breaks: false.into(),
         });
@@ -205,13 +218,13 @@ impl Server {
                 address: listener.address,
                 why,
             };
-            let tls = match &listener.certificate {
-                Some(credential) if listener.tls != TlsMode::None => Some(
-                    open_tls(credential)
+            let tls = match listener.tls {
+                TlsMode::None => None,
+                _ => Some(
+                    secure::open_tls(listener, config)
                         .await
                         .map_err(|error| failed(Why::Certificate(error)))?,
                 ),
-                _ => None,
             };
             let socket = match &listener.socket {
                 Some(name) => {
@@ -266,6 +279,7 @@ impl Server {
     /// are told 421, and mail data under way may come to its end within `grace`.
     pub async fn run(self, stopping: CancellationToken, grace: Duration) {
         let mut listeners = JoinSet::new();
+        listeners.spawn(secure::watch_certificates(self.handle(), stopping.clone()));
         for (socket, _, listener) in self.bound {
             listeners.spawn(listen(
                 socket,
@@ -317,36 +331,6 @@ impl Handle {
             .breaks
             .store(true, std::sync::atomic::Ordering::Relaxed);
     }
-
-    /// Opens the certificates of these listeners anew. Where that fails the old one goes on serving.
-    /// Gives back the listeners whose certificate could not be opened, and why.
-    pub async fn reload_certificates(&self, settings: &[config::Listener]) -> Vec<(String, CredentialError)> {
-        let mut failures = Vec::new();
-        for listener in &self.listeners {
-            let Some(tls) = listener.tls.clone() else { continue };
-            let Some(credential) = settings
-                .iter()
-                .find(|it| it.name == listener.name())
-                .and_then(|it| it.certificate.clone())
-            else {
-                continue;
-            };
-            match tokio::task::spawn_blocking(move || tls.reload(&credential)).await {
-                Ok(Ok(())) => {}
-                Ok(Err(error)) => failures.push((listener.name().to_owned(), error)),
-                Err(error) => event::defect("certificate reload", &error),
-            }
-        }
-        failures
-    }
-
-    /// The certificates in use, by the name of their listener.
-    pub fn certificates(&self) -> Vec<(String, Arc<tls::About>)> {
-        self.listeners
-            .iter()
-            .filter_map(|it| Some((it.name().to_owned(), it.tls.as_ref()?.certificate())))
-            .collect()
-    }
 }
 
 /// How many connections may wait to be accepted. The kernel has a limit of its own besides
@@ -369,14 +353,6 @@ fn open_socket(address: SocketAddr, listeners: &[config::Listener]) -> io::Resul
     socket.set_reuseaddr(true)?;
     socket.bind(address)?;
     socket.listen(BACKLOG)
-}
-
-async fn open_tls(credential: &config::Credential) -> Result<Tls, CredentialError> {
-    let credential = credential.clone();
-    match tokio::task::spawn_blocking(move || Tls::open(&credential)).await {
-        Ok(opened) => opened,
-        Err(error) => std::panic::resume_unwind(error.into_panic()),
-    }
 }
 
 /// Why the server cannot listen.
@@ -504,23 +480,13 @@ pub(super) async fn converse<S>(
 ) where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    let stream = match &listener.tls {
-        Some(tls) if listener.terms.listener.tls == TlsMode::Implicit => {
-            let handshake = tls.accept(stream, listener.terms.smtp.handshake_timeout);
-            let done = tokio::select! {
-                done = handshake => done,
-                () = stopping.cancelled() => return,
-            };
-            match done {
-                Ok(stream) => Stream::Tls(Box::new(stream)),
-                Err(error) => {
-                    listener.count_rejection("tls");
-                    event::smtp::tls_failed(listener.name(), client, &error);
-                    return;
-                }
-            }
-        }
-        _ => Stream::Plain(stream),
+    let begun = tokio::select! {
+        begun = secure::begin(stream, client, &listener) => begun,
+        () = stopping.cancelled() => return,
+    };
+    let stream = match begun {
+        Ok(stream) => stream,
+        Err(error) => return listener.tls_failed(client, &error),
     };
     let mut session = Session::new(Arc::clone(&listener.terms), client, stream.tls_version());
     if listener.terms.listener.cram_md5 && listener.shared.accounts().is_some_and(|it| it.has_recoverable()) {

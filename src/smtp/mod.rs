@@ -18,6 +18,7 @@ mod limits;
 pub mod lines;
 pub mod proxy;
 pub mod reply;
+mod secure;
 pub mod session;
 pub mod tls;
 

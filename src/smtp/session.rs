@@ -435,7 +435,11 @@ impl Session {
     }
 
     fn starttls_offered(&self) -> bool {
-        self.tls.is_none() && matches!(self.terms.listener.tls, TlsMode::StartTls | TlsMode::Required)
+        self.tls.is_none()
+            && matches!(
+                self.terms.listener.tls,
+                TlsMode::StartTls | TlsMode::Required | TlsMode::Auto
+            )
     }
 
     fn starttls(&mut self) -> Result<Action, Reply> {

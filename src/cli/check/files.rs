@@ -12,7 +12,7 @@ use x509_parser::prelude::{FromDer as _, X509Certificate};
 use super::super::terminal::printable;
 use super::plural;
 use crate::accounts;
-use crate::config::{Auth, Config};
+use crate::config::{Auth, Config, Credential, ListenerCertificate};
 use crate::diagnosis::Diagnosis;
 use crate::identity::certificate::{Certificate, KeyPair};
 use crate::identity::credential::{CredentialError, open_for_tls};
@@ -54,28 +54,36 @@ fn holds_a_password(value: &toml::Value) -> bool {
 pub(super) fn listeners(config: &Config, now: Timestamp) -> Vec<Diagnosis> {
     let mut lines = Vec::new();
     for listener in &config.listeners {
-        let Some(credential) = &listener.certificate else {
-            continue;
-        };
         let check = format!("certificate of {}", listener.name);
-        let pair = match open_for_tls(credential) {
-            Ok(pair) => pair,
-            Err(error) => {
-                lines.push(unusable(&check, &error));
-                continue;
+        for certificate in &listener.certificates {
+            match certificate {
+                ListenerCertificate::Files(files) => lines.extend(listener_files(&check, files, config, now)),
+                ListenerCertificate::SelfSigned => lines.push(Diagnosis::ok(
+                    &check,
+                    format!("made by graphpost for {}, and renewed", config.smtp.hostname),
+                )),
             }
-        };
-        lines.push(names(&check, &pair, &config.smtp.hostname));
-        lines.push(expiry(&check, &pair.certificate, RENEW_LISTENER, now));
-        lines.push(guarded(
-            &check,
+        }
+    }
+    lines
+}
+
+fn listener_files(check: &str, credential: &Credential, config: &Config, now: Timestamp) -> Vec<Diagnosis> {
+    let pair = match open_for_tls(credential) {
+        Ok(pair) => pair,
+        Err(error) => return vec![unusable(check, &error)],
+    };
+    vec![
+        names(check, &pair, &config.smtp.hostname),
+        expiry(check, &pair.certificate, RENEW_LISTENER, now),
+        guarded(
+            check,
             credential
                 .private_key
                 .as_deref()
                 .unwrap_or(&credential.certificate),
-        ));
-    }
-    lines
+        ),
+    ]
 }
 
 pub(super) fn unusable(check: &str, error: &CredentialError) -> Diagnosis {

@@ -1,185 +1,197 @@
-//! TLS on a listener, by rustls: TLS 1.2 and 1.3. The certificate can be replaced while sessions
-//! run; those that began with the old one go on with it.
+//! TLS on a listener. The ClientHello is read, and read once more by the library that answers it:
+//! rustls for all who can do TLS 1.2 and 1.3 as it is today, OpenSSL for older devices, as far as the
+//! listener's profile goes. Certificates can be replaced while sessions run; those that began with the
+//! old one go on with it.
 
+mod choice;
+pub mod client_hello;
+pub mod devices;
+mod handshake;
+mod identity;
+mod self_signed;
 mod stream;
 
 use std::fmt;
-use std::io;
+use std::net::IpAddr;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
+use ipnet::IpNet;
 use jiff::Timestamp;
-use rustls::crypto::aws_lc_rs;
-use rustls::server::{ClientHello, ResolvesServerCert};
-use rustls::sign::CertifiedKey;
-use rustls::{PeerIncompatible, ServerConfig};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio_rustls::TlsAcceptor;
-use tokio_rustls::server::TlsStream;
 
-use crate::config::Credential;
-use crate::identity::certificate::{CertificateError, KeyPair};
-use crate::identity::credential::{CredentialError, open_for_tls};
+use crate::config::{self, ListenerCertificate, TlsProfile};
+use crate::identity::credential::CredentialError;
 
-pub use stream::Stream;
+pub use choice::Refusal;
+pub use handshake::HandshakeError;
+pub use identity::About;
+pub use self_signed::Home;
+pub use stream::{Replay, Stream};
+
+use identity::Identity;
 
 /// What a listener needs to speak TLS.
 #[derive(Clone)]
-pub struct Tls {
-    config: Arc<ServerConfig>,
-    serving: Arc<Serving>,
+pub struct Tls(Arc<Listening>);
+
+struct Listening {
+    profile: TlsProfile,
+    legacy_networks: Vec<IpNet>,
+    home: Home,
+    /// The certificates that new handshakes get; never empty.
+    serving: RwLock<Arc<Vec<Arc<Identity>>>>,
 }
 
-/// The certificate that new handshakes get.
-struct Serving(RwLock<Served>);
-
-#[derive(Clone)]
-struct Served {
-    key: Arc<CertifiedKey>,
-    about: Arc<About>,
+/// A certificate that was not taken; the old one serves.
+#[derive(Debug)]
+pub enum Kept {
+    /// It cannot be opened.
+    Unusable(CredentialError),
+    /// It has expired, and the old one has not.
+    Expired {
+        /// The new one.
+        new: About,
+    },
 }
 
-/// A certificate in use, for whoever watches its end.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct About {
-    /// Its subject.
-    pub subject: String,
-    /// Its SHA-1 thumbprint.
-    pub thumbprint: String,
-    /// When it ends.
-    pub not_after: Timestamp,
+impl fmt::Display for Kept {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Kept::Unusable(error) => error.fmt(f),
+            Kept::Expired { new } => write!(
+                f,
+                "{}: the new certificate ({}) expired on {}; get one that is valid",
+                new.file.display(),
+                new.subject,
+                new.not_after
+            ),
+        }
+    }
+}
+
+/// What a reload did.
+#[derive(Debug, Default)]
+pub struct Reloaded {
+    /// Certificates that are new.
+    pub taken: Vec<Arc<About>>,
+    /// Those that are not.
+    pub kept: Vec<Kept>,
 }
 
 impl Tls {
-    /// Opens the certificate. Blocking.
+    /// Opens the certificates. Blocking.
     ///
     /// # Errors
     /// [`CredentialError`] names the file and the fix.
-    pub fn open(credential: &Credential) -> Result<Tls, CredentialError> {
-        let serving = Arc::new(Serving(RwLock::new(Served::open(credential)?)));
-        let config = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
-            .with_safe_default_protocol_versions()
-            .expect("the provider has the suites of TLS 1.2 and 1.3")
-            .with_no_client_auth()
-            .with_cert_resolver(Arc::clone(&serving) as Arc<dyn ResolvesServerCert>);
-        Ok(Tls {
-            config: Arc::new(config),
-            serving,
-        })
+    pub fn open(listener: &config::Listener, home: Home) -> Result<Tls, CredentialError> {
+        let now = Timestamp::now();
+        let mut identities = Vec::with_capacity(listener.certificates.len());
+        for source in &listener.certificates {
+            identities.push(Arc::new(Identity::open(
+                source,
+                &home,
+                listener.tls_profile,
+                now,
+            )?));
+        }
+        Ok(Tls(Arc::new(Listening {
+            profile: listener.tls_profile,
+            legacy_networks: listener.legacy_networks.clone(),
+            home,
+            serving: RwLock::new(Arc::new(identities)),
+        })))
     }
 
-    /// Opens the certificate anew and gives it to all later handshakes. Blocking.
+    /// Opens these certificates anew and gives them to all later handshakes. Where one cannot be used,
+    /// the one from the same file goes on serving; where there is none, all that were there. Blocking.
+    pub fn reload(&self, sources: &[ListenerCertificate]) -> Reloaded {
+        let now = Timestamp::now();
+        let old = self.serving();
+        let mut reloaded = Reloaded::default();
+        let mut next: Vec<Arc<Identity>> = Vec::with_capacity(sources.len());
+        let mut all = true;
+        for (at, source) in sources.iter().enumerate() {
+            // The same file, or what stands in the same place.
+            let before = old
+                .iter()
+                .find(|it| it.source.is_same_place(source))
+                .or_else(|| old.get(at));
+            let keep = match Identity::open(source, &self.0.home, self.0.profile, now) {
+                Err(error) => Kept::Unusable(error),
+                Ok(new) => {
+                    let expired = |about: &About| about.not_after < now;
+                    if !expired(&new.about) || before.is_none_or(|it| expired(&it.about)) {
+                        if before.is_none_or(|it| it.certified.cert != new.certified.cert) {
+                            reloaded.taken.push(Arc::clone(&new.about));
+                        }
+                        next.push(Arc::new(new));
+                        continue;
+                    }
+                    Kept::Expired {
+                        new: About::clone(&new.about),
+                    }
+                }
+            };
+            reloaded.kept.push(keep);
+            match before {
+                Some(before) => next.push(Arc::clone(before)),
+                None => all = false,
+            }
+        }
+        if all && !next.is_empty() {
+            *self.0.serving.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(next);
+        }
+        reloaded
+    }
+
+    /// Whether a file has changed since it was read, or a certificate of our own must be renewed.
+    /// Blocking.
+    pub fn is_stale(&self) -> bool {
+        let now = Timestamp::now();
+        self.serving().iter().any(|it| it.is_stale(&self.0.home, now))
+    }
+
+    /// What the certificates in use were opened from.
+    pub fn sources(&self) -> Vec<ListenerCertificate> {
+        self.serving().iter().map(|it| it.source.clone()).collect()
+    }
+
+    /// The certificates that new handshakes get, in the order of the configuration.
+    pub fn certificates(&self) -> Vec<Arc<About>> {
+        self.serving().iter().map(|it| Arc::clone(&it.about)).collect()
+    }
+
+    /// Does the handshake, within the limit in all.
     ///
     /// # Errors
-    /// As [`Tls::open`]; the certificate that was there goes on serving.
-    pub fn reload(&self, credential: &Credential) -> Result<(), CredentialError> {
-        let served = Served::open(credential)?;
-        *self.serving.0.write().unwrap_or_else(PoisonError::into_inner) = served;
-        Ok(())
-    }
-
-    /// The certificate that new handshakes get.
-    pub fn certificate(&self) -> Arc<About> {
-        self.serving.now().about
-    }
-
-    /// Does the handshake.
-    ///
-    /// # Errors
-    /// [`HandshakeError`] says in words what the client did.
-    pub async fn accept<S>(&self, stream: S, limit: Duration) -> Result<TlsStream<S>, HandshakeError>
+    /// [`HandshakeError`] says in words what the client did, and what can be done about it.
+    pub async fn accept<S>(
+        &self,
+        stream: Replay<S>,
+        client: IpAddr,
+        limit: Duration,
+    ) -> Result<Stream<S>, HandshakeError>
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
-        let handshake = TlsAcceptor::from(Arc::clone(&self.config)).accept(stream);
+        let serving = self.serving();
+        // On the heap: an idle connection does not keep room for a handshake.
+        let handshake = Box::pin(handshake::accept(
+            stream,
+            client,
+            self.0.profile,
+            &self.0.legacy_networks,
+            &serving,
+        ));
         match tokio::time::timeout(limit, handshake).await {
-            Ok(Ok(stream)) => Ok(stream),
-            Ok(Err(error)) => Err(HandshakeError::Failed(error)),
+            Ok(done) => done,
             Err(_) => Err(HandshakeError::Timeout),
         }
     }
-}
 
-impl Served {
-    fn open(credential: &Credential) -> Result<Served, CredentialError> {
-        let pair = open_for_tls(credential)?;
-        let key = certified(&pair).ok_or_else(|| CredentialError::Certificate {
-            file: credential.certificate.clone(),
-            error: CertificateError::KeyType(pair.certificate.key.clone()),
-        })?;
-        let about = About {
-            subject: pair.certificate.subject.clone(),
-            thumbprint: pair.certificate.sha1_thumbprint(),
-            not_after: pair.certificate.not_after,
-        };
-        Ok(Served {
-            key: Arc::new(key),
-            about: Arc::new(about),
-        })
-    }
-}
-
-fn certified(pair: &KeyPair) -> Option<CertifiedKey> {
-    let key = aws_lc_rs::sign::any_supported_type(&pair.tls_key()).ok()?;
-    Some(CertifiedKey::new(pair.tls_chain(), key))
-}
-
-impl Serving {
-    fn now(&self) -> Served {
-        self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-}
-
-impl ResolvesServerCert for Serving {
-    fn resolve(&self, _client_hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        Some(self.now().key)
-    }
-}
-
-impl fmt::Debug for Serving {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Serving").field(&self.now().about).finish()
-    }
-}
-
-/// Why there is no TLS.
-#[derive(Debug)]
-pub enum HandshakeError {
-    /// It took too long.
-    Timeout,
-    /// The client hung up, cannot do what we can, or speaks no TLS.
-    Failed(io::Error),
-}
-
-impl fmt::Display for HandshakeError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let HandshakeError::Failed(error) = self else {
-            return f.write_str("the TLS handshake took too long");
-        };
-        let tls = error.get_ref().and_then(|it| it.downcast_ref::<rustls::Error>());
-        match tls {
-            // The extension came with TLS 1.2, and without it rustls does not look at the version.
-            Some(rustls::Error::PeerIncompatible(
-                PeerIncompatible::Tls12NotOffered | PeerIncompatible::SignatureAlgorithmsExtensionRequired,
-            )) => f.write_str("the client offers no TLS newer than 1.1"),
-            Some(rustls::Error::PeerIncompatible(why)) => {
-                write!(
-                    f,
-                    "the client and this listener have no TLS parameters in common ({why:?})"
-                )
-            }
-            Some(rustls::Error::InvalidMessage(_)) => {
-                f.write_str("the client speaks no TLS, but TLS is expected here")
-            }
-            Some(rustls::Error::AlertReceived(alert)) => {
-                write!(f, "the client ended the TLS handshake: {alert:?}")
-            }
-            Some(other) => other.fmt(f),
-            None if error.kind() == io::ErrorKind::UnexpectedEof => {
-                f.write_str("the client hung up during the TLS handshake")
-            }
-            None => error.fmt(f),
-        }
+    fn serving(&self) -> Arc<Vec<Arc<Identity>>> {
+        Arc::clone(&self.0.serving.read().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
