@@ -13,8 +13,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use graphpost::config::{
-    AssertionAlgorithm, Auth, Config, ConfigErrors, Environment, Files, LogFormat, Pattern, TlsMode,
-    UnknownPolicy,
+    AssertionAlgorithm, Auth, Config, ConfigErrors, Environment, Files, ListenerCertificate, LogFormat,
+    Pattern, TlsMode, TlsProfile, UnknownPolicy,
 };
 use graphpost::envelope::{Format, HeaderFrom};
 use proptest::prelude::*;
@@ -132,6 +132,20 @@ fn every_value_arrives() {
     assert_eq!(config.listeners[0].socket.as_deref(), Some("smtp"));
     assert_eq!(config.listeners[0].proxy_protocol_from.len(), 2);
     assert!(config.listeners[1].socket.is_none() && config.listeners[1].proxy_protocol_from.is_empty());
+    assert!(config.listeners[0].certificates.is_empty());
+    let files: Vec<_> = config.listeners[1]
+        .certificates
+        .iter()
+        .map(ListenerCertificate::files)
+        .collect();
+    assert_eq!(files.len(), 3);
+    assert!(files[0].unwrap().password.is_some() && files[1].unwrap().password.is_some());
+    assert!(files[2].is_none(), "self-signed");
+    assert_eq!(config.listeners[1].tls_profile, TlsProfile::Legacy);
+    assert_eq!(config.listeners[1].legacy_networks.len(), 2);
+    assert_eq!(config.listeners[2].tls, TlsMode::Auto);
+    assert_eq!(config.listeners[2].tls_profile, TlsProfile::Compat);
+    assert_eq!(config.listeners[2].tls_wait, Duration::from_millis(250));
     assert_eq!(config.listeners[1].tls, TlsMode::Required);
     assert_eq!(config.listeners[1].auth, Auth::Required);
     assert!(config.listeners[1].plaintext_auth.is_empty());
@@ -144,7 +158,7 @@ fn every_value_arrives() {
         Some(PathBuf::from("tests/config/valid/../app.pem"))
     );
     let erp = &config.senders[0];
-    assert_eq!((erp.name.as_str(), erp.line), ("erp", 46));
+    assert_eq!((erp.name.as_str(), erp.line), ("erp", 58));
     assert_eq!(erp.accounts, ["erp", "erp2"]);
     assert_eq!(erp.header_from, HeaderFrom::Keep);
     assert!(!erp.save_to_sent_items);
@@ -322,6 +336,10 @@ fn the_shipped_file_documents_every_key() {
     let (next, known): (BTreeSet<_>, BTreeSet<_>) = known
         .into_iter()
         .partition(|it| it.starts_with("tenant.next_credential."));
+    // And so with a listener's further certificates.
+    let (additional, known): (BTreeSet<_>, BTreeSet<_>) = known
+        .into_iter()
+        .partition(|it| it.starts_with("listener.additional_certificate."));
     let names = |keys: &BTreeSet<String>, prefix: &str| -> BTreeSet<String> {
         keys.iter()
             .filter_map(|it| it.strip_prefix(prefix).map(str::to_owned))
@@ -331,7 +349,14 @@ fn the_shipped_file_documents_every_key() {
         names(&next, "tenant.next_credential."),
         names(&known, "tenant.credential.")
     );
+    let additional = names(&additional, "listener.additional_certificate.");
+    assert_eq!(additional.len(), 4);
+    assert!(
+        additional.is_subset(&names(&known, "listener.")),
+        "{additional:?}"
+    );
     documented.retain(|it| !it.starts_with("tenant.next_credential."));
+    documented.retain(|it| !it.starts_with("listener.additional_certificate."));
     assert_eq!(documented, known);
     for (number, line) in SHIPPED.lines().enumerate() {
         assert!(line.chars().count() <= 105, "line {} is long", number + 1);
@@ -375,6 +400,13 @@ fn the_shipped_file_loads() {
         (
             format!("{:?}", shipped.listeners[0].tls),
             format!("{:?}", all.listeners[0].tls),
+        ),
+        (
+            format!(
+                "{:?}",
+                (shipped.listeners[0].tls_profile, shipped.listeners[0].tls_wait)
+            ),
+            format!("{:?}", (all.listeners[0].tls_profile, all.listeners[0].tls_wait)),
         ),
         (
             format!("{:?}", shipped.listeners[0].auth),

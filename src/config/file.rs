@@ -18,7 +18,7 @@ use super::value::{self, Problem};
 use super::{
     Admin, Api, AssertionAlgorithm, Auth, Config, Credential, Delivery, Environment, Files, LARGEST_DRAFT,
     LARGEST_SINGLE_REQUEST, Listener, ListenerCertificate, Log, LogFormat, Place, SenderRule, Smtp, Spool,
-    Tenant, TlsMode, TlsProfile, UnknownPolicy,
+    Tenant, TlsMode, TlsProfile,
 };
 use crate::envelope::HeaderFrom;
 
@@ -376,8 +376,8 @@ fn listener_certificate(
     section: &mut Section<'_>,
     directories: &Directories<'_>,
 ) -> (Option<Spot<()>>, Option<ListenerCertificate>) {
-    let asked = section.string("certificate");
-    if let Some(asked) = asked.filter(|it| it.value == SELF_SIGNED) {
+    if section.says("certificate", SELF_SIGNED) {
+        let asked = section.string("certificate");
         for key in ["private_key", "password", "password_file"] {
             if let Some(unused) = section.string(key) {
                 reader.warning(
@@ -388,7 +388,7 @@ fn listener_certificate(
                 );
             }
         }
-        return (Some(asked.with(())), Some(ListenerCertificate::SelfSigned));
+        return (asked.map(|it| it.with(())), Some(ListenerCertificate::SelfSigned));
     }
     let (spot, files) = credential(reader, section, directories);
     (spot, files.map(ListenerCertificate::Files))

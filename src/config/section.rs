@@ -164,7 +164,9 @@ impl<'d> Section<'d> {
     }
 
     fn entry(&mut self, key: &'static str) -> Option<&'d Entry> {
-        self.asked.push(key);
+        if !self.asked.contains(&key) {
+            self.asked.push(key);
+        }
         self.reader
             .known
             .borrow_mut()
@@ -177,6 +179,12 @@ impl<'d> Section<'d> {
     /// Whether a key is there, wrong or right.
     pub fn has(&self, key: &str) -> bool {
         self.table.is_some_and(|it| it.entries.contains_key(key))
+    }
+
+    /// Whether a key is there and says just this.
+    pub fn says(&self, key: &str, text: &str) -> bool {
+        let entry = self.table.and_then(|it| it.entries.get(key));
+        entry.is_some_and(|it| as_text(&it.item.value).is_ok_and(|it| it == text))
     }
 
     /// A table within this one.

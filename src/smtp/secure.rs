@@ -218,7 +218,11 @@ pub(super) async fn watch_certificates(handle: Handle, stopping: CancellationTok
 }
 
 /// Begins TLS where it is expected from the first octet, or where the client begins with it and may.
-pub(super) async fn begin<S>(mut stream: S, client: IpAddr, listener: &Listener) -> Result<Stream<S>, HandshakeError>
+pub(super) async fn begin<S>(
+    mut stream: S,
+    client: IpAddr,
+    listener: &Listener,
+) -> Result<Stream<S>, HandshakeError>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {

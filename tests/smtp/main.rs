@@ -10,4 +10,5 @@ mod messages;
 mod process;
 mod proxy;
 mod relay;
+mod tls;
 mod wire;

@@ -64,7 +64,8 @@ impl Relay {
         // For CRAM-MD5: tim with tanstaaftanstaaf.
         users += "tim:{cram-md5}dGFuc3RhYWZ0YW5zdGFhZg==\n";
         std::fs::write(directory.path().join("users"), users).unwrap();
-        let certificate = if settings.listener.contains("tls =") {
+        let certificate = if settings.listener.contains("tls =") && !settings.listener.contains("certificate")
+        {
             "certificate = \"relay.pem\""
         } else {
             ""
@@ -138,6 +139,11 @@ impl Relay {
             stopping,
             directory,
         }
+    }
+
+    /// The directory of the configuration, its certificates and its queue.
+    pub fn directory(&self) -> &std::path::Path {
+        self.directory.path()
     }
 
     pub async fn connect(&self) -> Client<TcpStream> {

@@ -55,7 +55,15 @@ pub(super) struct Identity {
 
 /// By what a changed file is known: it need not be read for it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Stamp(Vec<Option<(u64, u64, i64, i64, u64)>>);
+pub(super) struct Stamp(Vec<Option<FileStamp>>);
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct FileStamp {
+    device: u64,
+    inode: u64,
+    modified: (i64, i64),
+    size: u64,
+}
 
 impl Stamp {
     /// Blocking.
@@ -71,7 +79,12 @@ impl Stamp {
         let stamp = |file: PathBuf| {
             // Through symbolic links, which certbot and Kubernetes replace.
             let it = fs::metadata(file).ok()?;
-            Some((it.dev(), it.ino(), it.mtime(), it.mtime_nsec(), it.size()))
+            Some(FileStamp {
+                device: it.dev(),
+                inode: it.ino(),
+                modified: (it.mtime(), it.mtime_nsec()),
+                size: it.size(),
+            })
         };
         Stamp(files.into_iter().map(stamp).collect())
     }

@@ -48,6 +48,8 @@ fn listener(profile: TlsProfile, certificates: Vec<ListenerCertificate>) -> conf
     config::Listener {
         name: "test".to_owned(),
         address: ([127, 0, 0, 1], 0).into(),
+        socket: None,
+        proxy_protocol_from: Vec::new(),
         tls: TlsMode::Implicit,
         certificates,
         tls_profile: profile,
@@ -57,6 +59,7 @@ fn listener(profile: TlsProfile, certificates: Vec<ListenerCertificate>) -> conf
         auth: Auth::None,
         cram_md5: false,
         plaintext_auth: Vec::new(),
+        merge_split: Duration::ZERO,
     }
 }
 
@@ -164,7 +167,7 @@ async fn handshake(
     );
     let mut server = match server {
         Ok(server) => server,
-        Err(error) => return Err((error, client.err().expect("the client is refused too"))),
+        Err(error) => return Err((error, client.map(drop).expect_err("the client is refused too"))),
     };
     let mut client = client.expect("the client is served too");
     client.write_all(b"word").await.expect("written");
