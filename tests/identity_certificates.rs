@@ -314,6 +314,8 @@ fn what_is_refused_has_a_text_of_its_own() {
         ),
     ];
     let mut texts = BTreeSet::new();
+    let mut said = Vec::new();
+    let directory = format!("{}/", file("").display().to_string().trim_end_matches('/'));
     for ((certificate, private_key, password), at_fault, want) in rows {
         let named = format!("{certificate} {private_key:?} {password:?}");
         let error = open_for_entra(&credential(certificate, *private_key, *password)).unwrap_err();
@@ -327,9 +329,28 @@ fn what_is_refused_has_a_text_of_its_own() {
         for secret in [PASSWORD, "not the password"] {
             assert!(!text.contains(secret), "{named}: {text}");
         }
+        let key = private_key.map_or(String::new(), |it| format!(" with {it}"));
+        let password = match password {
+            None => "",
+            Some(PASSWORD) => ", the right password",
+            Some(_) => ", a wrong password",
+        };
+        said.push(format!(
+            "{certificate}{key}{password}\n    {}\n",
+            text.replace(&directory, "")
+        ));
         texts.insert(want.to_string());
     }
     assert!(texts.len() >= 10, "{texts:#?}");
+    // What has expired, or is not valid yet, opens: Entra ID is the judge of that. It is told all the same.
+    for name in ["expired.pem", "not-yet.pem"] {
+        let certificate = read_certificate(&file(name), None).unwrap();
+        let error = certificate
+            .check_validity("2027-01-01T00:00:00Z".parse().unwrap())
+            .unwrap_err();
+        said.push(format!("{name}\n    {name}: {error}\n"));
+    }
+    golden(&said.join("\n"));
 
     let error = open_for_entra(&credential("truncated.pem", Some("app.key"), None)).unwrap_err();
     assert!(error.to_string().contains("truncated.pem: is damaged"), "{error}");
@@ -343,6 +364,15 @@ fn what_is_refused_has_a_text_of_its_own() {
         error.to_string().contains("cannot be read"),
         "a directory: {error}"
     );
+}
+
+/// `GRAPHPOST_BLESS=1 cargo test --test identity_certificates` writes what is said now.
+fn golden(said: &str) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/identity/refusals.txt");
+    if std::env::var_os("GRAPHPOST_BLESS").is_some() {
+        std::fs::write(&path, said).unwrap();
+    }
+    assert_eq!(said, std::fs::read_to_string(path).unwrap());
 }
 
 /// A file that is added to the directory and to no table tests nothing.

@@ -374,13 +374,17 @@ impl Application {
 
     /// Notes which credential gave a token.
     fn took(&self, name: &'static str, refused: Option<&(&str, TokenError)>) {
-        for (other, _) in &self.issuers {
-            self.metrics
-                .credential_in_use
-                .get_or_create(&CredentialLabel {
-                    credential: (*other).to_owned(),
-                })
-                .set(i64::from(*other == name));
+        let metric = &self.metrics.credential_in_use;
+        for other in ["current", "next"] {
+            let label = CredentialLabel {
+                credential: other.to_owned(),
+            };
+            if self.issuers.iter().any(|(it, _)| *it == other) {
+                metric.get_or_create(&label).set(i64::from(other == name));
+            } else {
+                // It was configured before the last reload.
+                metric.remove(&label);
+            }
         }
         let mut in_use = lock(&self.in_use);
         if in_use.replace(name) != Some(name) && self.issuers.len() > 1 {

@@ -4,5 +4,6 @@
 
 mod documents;
 mod expiry;
+mod reload;
 mod rig;
 mod secrets;

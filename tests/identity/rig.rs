@@ -208,3 +208,25 @@ impl Gateway {
         body.to_owned()
     }
 }
+
+/// Hands over one mail.
+pub async fn send(gateway: &Gateway) {
+    let mut stream = BufReader::new(TcpStream::connect(&gateway.smtp).await.unwrap());
+    let mut said = String::new();
+    stream.read_line(&mut said).await.unwrap();
+    for command in [
+        "HELO client.example",
+        "MAIL FROM:<erp@contoso.com>",
+        "RCPT TO:<ann@example.org>",
+        "DATA",
+        "From: erp@contoso.com\r\nSubject: x\r\n\r\nx\r\n.",
+    ] {
+        stream
+            .write_all(format!("{command}\r\n").as_bytes())
+            .await
+            .unwrap();
+        said.clear();
+        stream.read_line(&mut said).await.unwrap();
+        assert!(said.starts_with(['2', '3']), "{command}: {said}");
+    }
+}

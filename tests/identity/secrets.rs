@@ -19,10 +19,8 @@ use openssl::sign::Signer;
 use openssl::symm::Cipher;
 use openssl::x509::X509;
 use serde_json::json;
-use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
-use tokio::net::TcpStream;
 
-use crate::rig::{Gateway, Site, credential_file};
+use crate::rig::{Site, credential_file, send};
 
 /// Words that are in no sentence of the program.
 const PASSWORD: &str = "Zwölf-Boxkämpfer";
@@ -250,28 +248,6 @@ async fn site() -> Site {
 }
 
 const LISTENER: &str = "[log]\nlevel = \"debug\"\n[[listener]]\naddress = \"127.0.0.1:0\"\n";
-
-/// Hands over one mail.
-async fn send(gateway: &Gateway) {
-    let mut stream = BufReader::new(TcpStream::connect(&gateway.smtp).await.unwrap());
-    let mut said = String::new();
-    stream.read_line(&mut said).await.unwrap();
-    for command in [
-        "HELO client.example",
-        "MAIL FROM:<erp@contoso.com>",
-        "RCPT TO:<ann@example.org>",
-        "DATA",
-        "From: erp@contoso.com\r\nSubject: x\r\n\r\nx\r\n.",
-    ] {
-        stream
-            .write_all(format!("{command}\r\n").as_bytes())
-            .await
-            .unwrap();
-        said.clear();
-        stream.read_line(&mut said).await.unwrap();
-        assert!(said.starts_with(['2', '3']), "{command}: {said}");
-    }
-}
 
 fn fault(operation: &str, action: &str) -> Rule {
     Rule {
