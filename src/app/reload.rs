@@ -39,6 +39,7 @@ impl Gateway {
 
         // From here on nothing is refused; only a listener may have to keep its old certificate.
         self.smtp.set_policy(Arc::clone(&outside.policy));
+        self.smtp.set_wishes(Wishes::of(&new.tenant, &new.delivery));
         self.smtp.set_accounts(outside.accounts.clone());
         self.smtp.reload_certificates(&new.listeners).await;
         self.certificates.replace(outside.tokens);

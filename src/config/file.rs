@@ -705,6 +705,7 @@ fn smtp(reader: &Reader, mut section: Section<'_>, large_messages: bool) -> Smtp
             .text("hostname", value::hostname)
             .map_or_else(system_name, |it| it.value),
         max_message_size: max_message_size.value,
+        max_hops: number(&mut section, "max_hops", default.max_hops, 1000),
         max_recipients: number(&mut section, "max_recipients", default.max_recipients, 50_000),
         max_connections: number(&mut section, "max_connections", default.max_connections, 100_000),
         max_connections_per_address: number(

@@ -433,6 +433,8 @@ pub struct Smtp {
     pub hostname: String,
     /// The largest message, in octets of content after dot-unstuffing. Advertised as SIZE.
     pub max_message_size: u64,
+    /// The most Received fields of one message; with more it is going in circles.
+    pub max_hops: usize,
     /// The most recipients of one transaction.
     pub max_recipients: usize,
     /// The most connections at once, over all listeners.
@@ -478,6 +480,7 @@ impl Default for Smtp {
         Smtp {
             hostname: "localhost".to_owned(),
             max_message_size: LARGEST_SINGLE_REQUEST,
+            max_hops: 100,
             max_recipients: 2000,
             max_connections: 1000,
             max_connections_per_address: 200,

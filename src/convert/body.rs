@@ -227,12 +227,12 @@ pub fn to_html(text: &str) -> String {
             '&' => html.push_str("&amp;"),
             '<' => html.push_str("&lt;"),
             '>' => html.push_str("&gt;"),
-            '"' => html.push_str("&quot;"),
             '\n' => html.push_str("<br>\r\n"),
             '\r' => {}
             // Runs of spaces, and those at the beginning of a line, are columns and indents.
-            ' ' if space => html.push_str("&nbsp;"),
-            '\t' => html.push_str("&nbsp;&nbsp;&nbsp;&nbsp;"),
+            // As characters rather than entities: a text of tabs would grow to 24 times its size.
+            ' ' if space => html.push('\u{a0}'),
+            '\t' => html.push_str("\u{a0}\u{a0}\u{a0}\u{a0}"),
             c => html.push(c),
         }
         space = matches!(c, ' ' | '\n');
@@ -465,7 +465,7 @@ mod tests {
         }
         assert_eq!(
             to_html("a  b\n c\t<"),
-            "<div>a &nbsp;b<br>\r\n&nbsp;c&nbsp;&nbsp;&nbsp;&nbsp;&lt;</div>\r\n"
+            "<div>a \u{a0}b<br>\r\n\u{a0}c\u{a0}\u{a0}\u{a0}\u{a0}&lt;</div>\r\n"
         );
     }
 

@@ -15,6 +15,7 @@ use std::fmt;
 
 use bytes::Bytes;
 
+use crate::address::Address;
 use crate::config::Api;
 use crate::envelope::{Envelope, Route};
 use crate::graph::Request;
@@ -145,6 +146,32 @@ pub fn convert(content: &Bytes, order: &Order<'_>) -> Result<Converted, ConvertE
             api: wishes.api,
         },
     })
+}
+
+/// The most that one octet of a message becomes in a request: a tab in a text that is shown as HTML, or
+/// the half of a line ending that is written as `<br>\r\n` and escaped.
+const MAX_GROWTH: u64 = 8;
+
+/// What is in a request whatever the message is: what stands around attachments above all.
+const MAX_FRAME: u64 = 80_000;
+
+/// Whether a message of so many octets, to so many recipients, can be sent whatever is in it. Where
+/// not, only [`convert`] can tell.
+pub fn fits_in_any_case(octets: u64, recipients: usize, wishes: &Wishes) -> bool {
+    // A draft takes everything but files of more than this.
+    if wishes.large_messages && wishes.api == Api::Graph {
+        return octets <= MAX_UPLOAD_OCTETS;
+    }
+    let most = octets
+        .saturating_mul(MAX_GROWTH)
+        .saturating_add(recipients_octets(recipients) as u64)
+        .saturating_add(MAX_FRAME);
+    most <= wishes.max_request as u64
+}
+
+/// The most that so many recipients of the envelope take in a request. Their names are in the message.
+pub fn recipients_octets(recipients: usize) -> usize {
+    recipients.saturating_mul(2 * Address::MAX_OCTETS + 60)
 }
 
 /// A request with a Graph message; or how large it would be at least.

@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use crate::accounts::Login;
 use crate::config::TlsMode;
 use crate::event::smtp as event;
+use crate::graph::resource::MAX_RECIPIENTS;
 use crate::message::HeadCollector;
 use crate::smtp::auth::{Credentials, Proof};
 use crate::smtp::data::DataDecoder;
@@ -22,7 +23,7 @@ use crate::smtp::reply::{self, Reply};
 use crate::smtp::session::{Action, Event, Session};
 use crate::smtp::tls::client_hello::begins_tls;
 use crate::smtp::tls::{HandshakeError, Stream};
-use crate::spool::{Incoming, Receipt, SpoolError, Submission};
+use crate::spool::{Incoming, SpoolError, Submission};
 
 /// How much is read at once while commands are expected. An idle connection keeps this much.
 const COMMAND_READ_OCTETS: usize = 1024;
@@ -209,7 +210,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             Action::StartTls(ready) => self.start_tls(&ready).await.map(|()| None),
             Action::Authenticate(credentials) => self.authenticate(credentials).await.map(Some),
             Action::ReceiveData(start) => self.receive_data(&start).await.map(Some),
-            Action::Store(submission) => Ok(Some(Event::Stored(self.store(*submission).await))),
+            Action::Store(submission) => Ok(Some(self.store(*submission).await)),
         }
     }
 
@@ -361,10 +362,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         })
     }
 
-    async fn store(&mut self, submission: Submission) -> Result<Receipt, SpoolError> {
-        let Some(incoming) = self.incoming.take() else {
+    async fn store(&mut self, submission: Submission) -> Event<'static> {
+        let Some(mut incoming) = self.incoming.take() else {
             // Only mail data that is received leads here.
-            return Err(SpoolError::Broken("no content to store".to_owned()));
+            return Event::Stored(Err(SpoolError::Broken("no content to store".to_owned())));
         };
         let size = incoming.size();
         let about = submission.clone();
@@ -373,6 +374,19 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         } else {
             Duration::ZERO
         };
+        // Those that are joined to it come on top.
+        let more = if window.is_zero() { 0 } else { MAX_RECIPIENTS };
+        match self
+            .listener
+            .shared
+            .fit
+            .check(&mut incoming, &submission, more)
+            .await
+        {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => return Event::Refused(reply::does_not_fit(&error, &about)),
+            Err(error) => return self.not_stored(error),
+        }
         crash_point!("final-dot");
         let stored = incoming.accept_within(submission, window).await;
         crash_point!("stored");
@@ -390,7 +404,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             }),
             Err(error) => self.log_not_stored(error),
         }
-        stored
+        Event::Stored(stored)
     }
 
     fn not_stored(&self, error: SpoolError) -> Event<'static> {

@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::accounts::{Accounts, Login};
 use crate::config::{self, Config, TlsMode};
+use crate::convert::Wishes;
 use crate::event;
 use crate::identity::credential::CredentialError;
 use crate::metrics::{ListenerLabel, ListenerResult, Metrics};
@@ -24,6 +25,7 @@ use crate::smtp::admission::Admissions;
 use crate::smtp::arrival::admit;
 use crate::smtp::connection::{self, Connection};
 use crate::smtp::descriptors;
+use crate::smtp::fit::Fit;
 use crate::smtp::inherited::{self, Inherited, InheritedError};
 use crate::smtp::limits::{Lockouts, Rates};
 use crate::smtp::secure::{self, Complaint};
@@ -46,6 +48,8 @@ pub struct Shared {
     lockouts: Mutex<Lockouts>,
     /// Where mail goes.
     pub(super) spool: Spool,
+    /// Whether it can be sent.
+    pub(super) fit: Fit,
     pub(super) metrics: Arc<Metrics>,
     /// Who needs old TLS.
     devices: Mutex<Devices>,
@@ -201,6 +205,7 @@ impl Server {
             rates: Mutex::new(Rates::new(&config.smtp)),
             lockouts: Mutex::new(Lockouts::new(&config.smtp)),
             spool,
+            fit: Fit::new(Wishes::of(&config.tenant, &config.delivery)),
             metrics,
             devices: Mutex::default(),
             #[cfg(debug_assertions)]
@@ -299,6 +304,11 @@ impl Handle {
     /// Puts another sender table in force.
     pub fn set_policy(&self, policy: Arc<Policy>) {
         *self.shared.policy.write().unwrap_or_else(PoisonError::into_inner) = policy;
+    }
+
+    /// Puts another form of messages in force: what fits is found out by it.
+    pub fn set_wishes(&self, wishes: Wishes) {
+        self.shared.fit.set(wishes);
     }
 
     /// Puts other accounts in force. Clients that have logged in stay logged in.

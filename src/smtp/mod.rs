@@ -8,6 +8,7 @@ mod admission;
 mod arrival;
 mod connection;
 mod descriptors;
+mod fit;
 mod inherited;
 mod listener;
 

@@ -419,6 +419,15 @@ pub fn not_permitted(denied: &crate::policy::Denied) -> Reply {
     })
 }
 
+/// Within the message size limit, and yet larger than Microsoft takes once it is converted.
+pub fn does_not_fit(error: &crate::convert::ConvertError, submission: &crate::spool::Submission) -> Reply {
+    TOO_LARGE.with_text(error.to_string()).about(About {
+        from: Some(submission.envelope.reverse_path.to_string()),
+        rule: Some(submission.route.rule.clone()),
+        to: None,
+    })
+}
+
 /// Over the message size limit, with the limit named.
 pub fn too_large(smtp: &config::Smtp) -> Reply {
     // Whoever reads this asks the administrator, who then knows what to look up.

@@ -15,9 +15,6 @@ use crate::smtp::command::{self, Command};
 use crate::smtp::reply::{self, About, Offer, Reply};
 use crate::spool::{Receipt, SpoolError, Submission};
 
-/// Received fields beyond which a message is going in circles (RFC 5321 §6.3 asks for at least 100).
-pub const MAX_HOPS: usize = 100;
-
 /// What a listener offers and limits.
 #[derive(Clone, Debug)]
 pub struct Terms {
@@ -362,7 +359,8 @@ impl Session {
             ..about_sender(&transaction.reverse_path)
         };
         let head = head.ok_or_else(|| reply::HEADER_TOO_LARGE.about(about()))?;
-        if head.hops > MAX_HOPS {
+        // RFC 5321 §6.3.
+        if head.hops > self.terms.smtp.max_hops {
             return Err(reply::LOOP.about(about()));
         }
         policy

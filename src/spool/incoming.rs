@@ -4,6 +4,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
+
 use super::content::{self, Content, ContentFile, Sweeper};
 use super::failure;
 use super::merge::Merge;
@@ -83,6 +85,36 @@ impl Incoming {
             self.size += piece.len() as u64;
         }
         Ok(())
+    }
+
+    /// All the content, to be looked at before it is accepted.
+    ///
+    /// # Errors
+    /// As [`Incoming::write`]: the message cannot be accepted after an error.
+    pub async fn content(&mut self) -> Result<Bytes, SpoolError> {
+        if let Some(error) = &self.failed {
+            return Err(error.clone());
+        }
+        if self.file.is_none() {
+            return Ok(Bytes::copy_from_slice(&self.buffer));
+        }
+        let result = self.read_back().await;
+        if let Err(error) = &result {
+            self.failed = Some(error.clone());
+            self.file = None;
+        }
+        result
+    }
+
+    async fn read_back(&mut self) -> Result<Bytes, SpoolError> {
+        self.spill().await?;
+        let path = self.shared.content.join(content::file_name(self.id));
+        let size = self.size;
+        blocking(move || {
+            let octets = content::read(&path, size).map_err(|error| failure::of_content(&error))?;
+            Ok(octets.into())
+        })
+        .await
     }
 
     /// What the buffer may hold: content of the threshold's size still goes into the database.

@@ -262,3 +262,74 @@ async fn a_stream_of_octets_makes_no_message_and_no_panic() {
     }
     assert_eq!(relay.queue().await.len(), 0);
 }
+
+/// What got 250 can be sent: not the size decides, but what the message becomes in a request.
+#[tokio::test]
+async fn what_does_not_fit_into_a_request_is_refused_at_once() {
+    let base64: &[u8] = &[b"QUJD".repeat(19), b"\r\n".to_vec()].concat();
+    let refused = ["552 5.3.4", "large_messages = true"];
+    for (what, head, line, size, refused) in [
+        // A scan of 2.5 MB is 3.4 MB of base64, and no more in the request.
+        (
+            "base64",
+            "Content-Type: application/pdf; name=scan.pdf\r\nContent-Transfer-Encoding: base64\r\n",
+            base64,
+            3_450_000,
+            None,
+        ),
+        (
+            "text",
+            "",
+            b"The quick brown fox jumps over the lazy dog and some more\r\n",
+            3_000_000,
+            None,
+        ),
+        (
+            "eight-bit octets",
+            "",
+            &[b"\xfc".repeat(70), b"\r\n".to_vec()].concat(),
+            2_500_000,
+            Some(refused),
+        ),
+        (
+            "quotation marks",
+            "",
+            &[b"\"".repeat(70), b"\r\n".to_vec()].concat(),
+            2_500_000,
+            Some(refused),
+        ),
+        (
+            "a signed message",
+            "Content-Type: multipart/signed; boundary=b\r\n",
+            b"--b\r\n\r\n",
+            3_000_000,
+            Some(refused),
+        ),
+    ] {
+        let relay = Relay::start(&Settings::default()).await;
+        let mut client = relay.connect().await;
+        client.reply().await;
+        client.expect("EHLO erp", "250").await;
+        client.expect("MAIL FROM:<erp@contoso.com>", "250").await;
+        for number in 0..20 {
+            client
+                .expect(&format!("RCPT TO:<r{number}@b.example>"), "250")
+                .await;
+        }
+        client.expect("DATA", "354").await;
+        let mut data = format!("Subject: x\r\n{head}\r\n").into_bytes();
+        data.extend(line.repeat((size - data.len()) / line.len()));
+        data.extend(b".\r\n");
+        client.send(&data).await;
+        let reply = client.reply().await;
+        match refused {
+            Some(words) => {
+                assert!(words.iter().all(|it| reply.contains(it)), "{what}: {reply}");
+                // In step, and with nothing left behind.
+                client.expect("MAIL FROM:<erp@contoso.com>", "250").await;
+                assert_eq!(relay.queue().await.len(), 0);
+            }
+            None => assert!(reply.starts_with("250 "), "{what}: {reply}"),
+        }
+    }
+}
