@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Real clients against the real binary: curl, swaks, msmtp, Python's smtplib and raw sockets.
+"""Real clients against the real binary: curl, swaks, msmtp, Postfix, Python's smtplib, Perl's Net::SMTP,
+nodemailer and raw sockets.
 
 Starts `graphpost cloud` and `graphpost serve` on free loopback ports, lets each client hand over one
 message with an attachment, and asks the stand-in cloud what it delivered, and to whom.
@@ -34,7 +35,10 @@ DEADLINE = 60  # seconds for any one thing to happen; nothing waits that long wh
 
 
 def run(*command, **kwargs):
-    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=DEADLINE, **kwargs)
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE, **kwargs)
+    if ran.returncode:
+        raise AssertionError(f"{command[0]} ended with {ran.returncode}\n{ran.stdout}{ran.stderr}")
+    return ran
 
 
 class Process:
@@ -70,6 +74,8 @@ class Process:
 
 
 class Clients(unittest.TestCase):
+    nodemailer = "(not installed)"
+
     @classmethod
     def setUpClass(cls):
         cls.dir = Path(tempfile.mkdtemp(prefix="graphpost-interop-"))
@@ -87,6 +93,7 @@ class Clients(unittest.TestCase):
         listeners = {
             "plain": 'auth = "none"',
             "login": 'auth = "required"',
+            "encrypted": f'tls = "required"\n{tls}',
             "starttls": f'tls = "required"\nauth = "required"\n{tls}',
             "implicit": f'tls = "implicit"\nauth = "optional"\n{tls}',
         }
@@ -176,18 +183,6 @@ address = "127.0.0.1:0"
             self.assertEqual(message["subject"], self.subject)
         return message
 
-    def test_python_plain(self):
-        with smtplib.SMTP("127.0.0.1", self.port["plain"], timeout=DEADLINE) as smtp:
-            smtp.send_message(self.message())
-        self.arrived()
-
-    def test_python_auth_starttls(self):
-        with smtplib.SMTP("127.0.0.1", self.port["starttls"], timeout=DEADLINE) as smtp:
-            smtp.starttls(context=ssl._create_unverified_context())
-            smtp.login("scanner", PASSWORD)
-            smtp.send_message(self.message())
-        self.arrived()
-
     def test_python_implicit(self):
         context = ssl._create_unverified_context()
         with smtplib.SMTP_SSL("127.0.0.1", self.port["implicit"], context=context, timeout=DEADLINE) as smtp:
@@ -212,18 +207,12 @@ address = "127.0.0.1:0"
             "-T", self.eml(), *options)
         self.arrived()
 
-    def test_curl_plain(self):
-        self.curl(f"smtp://127.0.0.1:{self.port['plain']}/device.contoso.com")
-
     def test_curl_mime_form(self):
         run("curl", "-sS", "--max-time", str(DEADLINE), f"smtp://127.0.0.1:{self.port['plain']}",
             "--mail-from", SENDER, "--mail-rcpt", self.to,
             "-F", "=Hello.;type=text/plain", "-F", f"=@{self.attachment};encoder=base64",
             "-H", f"From: {SENDER}", "-H", f"To: {self.to}", "-H", f"Subject: {self.subject}")
         self.arrived()
-
-    def test_curl_auth_starttls(self):
-        self.curl("--ssl-reqd", "-k", "-u", f"scanner:{PASSWORD}", f"smtp://127.0.0.1:{self.port['starttls']}")
 
     def test_curl_auth_login_implicit(self):
         self.curl("-k", "--login-options", "AUTH=LOGIN", "-u", f"scanner:{PASSWORD}",
@@ -233,9 +222,6 @@ address = "127.0.0.1:0"
         run("swaks", "--from", SENDER, "--to", self.to, "--data", f"@{self.eml()}", "--timeout", f"{DEADLINE}s", *options)
         self.arrived()
 
-    def test_swaks_plain(self):
-        self.swaks("--server", f"127.0.0.1:{self.port['plain']}")
-
     def test_swaks_pipeline(self):
         self.swaks("--server", f"127.0.0.1:{self.port['plain']}", "--pipeline")
 
@@ -243,26 +229,154 @@ address = "127.0.0.1:0"
         self.swaks("--server", f"127.0.0.1:{self.port['login']}", "--auth", "PLAIN",
                    "--auth-user", "scanner", "--auth-password", PASSWORD)
 
-    def test_swaks_auth_login_starttls(self):
-        self.swaks("--server", f"127.0.0.1:{self.port['starttls']}", "-tls", "--auth", "LOGIN",
-                   "--auth-user", "scanner", "--auth-password", PASSWORD)
-
     def test_swaks_own_attachment(self):
         run("swaks", "--from", SENDER, "--to", self.to, "--server", f"127.0.0.1:{self.port['plain']}",
             "--attach-name", "scan 1.bin", "--attach", f"@{self.attachment}", "--header", "Subject: plain")
         self.assertEqual(self.arrived(attachment=False)["subject"], "plain")
 
-    def msmtp(self, *options):
-        run("msmtp", "-f", SENDER, "--host=127.0.0.1", f"--timeout={DEADLINE}", *options, self.to,
-            input=self.raw().replace(b"\r\n", b"\n").decode())
-        self.arrived()
+    # ---- the matrix: each client without a login, with one, with STARTTLS, and with both ------------
 
-    def test_msmtp_plain(self):
-        self.msmtp(f"--port={self.port['plain']}")
+    def server(self, login, tls):
+        """The listener for a cell of the matrix."""
+        return self.port[{(False, False): "plain", (True, False): "login", (False, True): "encrypted", (True, True): "starttls"}[login, tls]]
 
-    def test_msmtp_auth_starttls(self):
-        self.msmtp(f"--port={self.port['starttls']}", "--tls=on", "--tls-starttls=on", "--tls-certcheck=off",
-                   "--auth=on", "--user=scanner", f"--passwordeval=printf %s '{PASSWORD}'")
+    def every_cell(self, client):
+        for login in (False, True):
+            for tls in (False, True):
+                cell = ("login" if login else "no login", "STARTTLS" if tls else "no TLS")
+                with self.subTest(cell=cell):
+                    self.to = f"{self._testMethodName}.{login}.{tls}@example.org"
+                    client(self.server(login, tls), login, tls)
+                    self.arrived()
+
+    def test_every_curl(self):
+        def client(port, login, tls):
+            options = ["-u", f"scanner:{PASSWORD}"] if login else []
+            options += ["--ssl-reqd", "--cacert", str(self.dir / "tls.crt")] if tls else []
+            run("curl", "-sS", "--max-time", str(DEADLINE), "--mail-from", SENDER, "--mail-rcpt", self.to,
+                "-T", self.eml(), *options, f"smtp://localhost:{port}")
+        self.every_cell(client)
+
+    def test_every_swaks(self):
+        def client(port, login, tls):
+            options = ["--auth", "LOGIN", "--auth-user", "scanner", "--auth-password", PASSWORD] if login else []
+            options += ["-tls"] if tls else []
+            run("swaks", "--from", SENDER, "--to", self.to, "--data", f"@{self.eml()}", "--timeout", f"{DEADLINE}s",
+                "--server", f"127.0.0.1:{port}", *options)
+        self.every_cell(client)
+
+    def test_every_msmtp(self):
+        def client(port, login, tls):
+            # Without TLS msmtp sends a password only where the mechanism is named.
+            options = ["--auth=on" if tls else "--auth=plain", "--user=scanner", f"--passwordeval=printf %s '{PASSWORD}'"] if login else []
+            options += ["--tls=on", f"--tls-trust-file={self.dir / 'tls.crt'}"] if tls else ["--tls=off"]
+            run("msmtp", "-f", SENDER, "--host=localhost", f"--port={port}", f"--timeout={DEADLINE}", *options, self.to,
+                input=self.raw().replace(b"\r\n", b"\n").decode())
+        self.every_cell(client)
+
+    def test_every_python(self):
+        def client(port, login, tls):
+            with smtplib.SMTP("localhost", port, timeout=DEADLINE) as smtp:
+                if tls:
+                    smtp.starttls(context=ssl.create_default_context(cafile=str(self.dir / "tls.crt")))
+                if login:
+                    smtp.login("scanner", PASSWORD)
+                smtp.send_message(self.message())
+        self.every_cell(client)
+
+    def test_every_perl(self):
+        """Net::SMTP, with IO::Socket::SSL for STARTTLS and Authen::SASL for the login."""
+        script = self.dir / "client.pl"
+        script.write_text(
+            """
+use strict; use warnings; use Net::SMTP;
+my ($port, $from, $to, $file, $account, $password, $ca) = @ARGV;
+my $smtp = Net::SMTP->new('localhost', Port => $port, Timeout => 60) or die "no connection: $@";
+if ($ca) { $smtp->starttls(SSL_ca_file => $ca) or die 'STARTTLS: ' . $smtp->message . $@ }
+if ($account) { $smtp->auth($account, $password) or die 'AUTH: ' . $smtp->message }
+open(my $content, '<:raw', $file) or die $!;
+my $message = do { local $/; <$content> };
+$message =~ s/\\r\\n/\\n/g;
+$smtp->mail($from) or die $smtp->message;
+$smtp->to($to) or die $smtp->message;
+$smtp->data($message) or die $smtp->message;
+$smtp->quit;
+"""
+        )
+        def client(port, login, tls):
+            run("perl", str(script), str(port), SENDER, self.to, self.eml(),
+                *(("scanner", PASSWORD) if login else ("", "")), str(self.dir / "tls.crt") if tls else "")
+        self.every_cell(client)
+
+    def test_every_nodemailer(self):
+        modules = self.dir / "node"
+        modules.mkdir()
+        run("npm", "install", "--silent", "--no-audit", "--no-fund", "--prefix", str(modules), "nodemailer@6")
+        package = json.loads((modules / "node_modules/nodemailer/package.json").read_text())
+        type(self).nodemailer = package["version"]
+        script = modules / "client.cjs"
+        script.write_text(
+            """
+const fs = require('fs'), nodemailer = require('nodemailer');
+const [port, from, to, subject, file, account, password, ca] = process.argv.slice(2);
+const transport = nodemailer.createTransport({
+  host: 'localhost', port: Number(port), secure: false,
+  requireTLS: ca !== '', ignoreTLS: ca === '', tls: ca === '' ? {} : { ca: fs.readFileSync(ca) },
+  auth: account === '' ? undefined : { user: account, pass: password },
+});
+transport.sendMail({ from, to, subject, text: 'Grüße.\\n.\\n..two dots\\n',
+  attachments: [{ filename: 'scan 1.bin', path: file }] })
+  .then(() => process.exit(0), (error) => { console.error(error); process.exit(1); });
+"""
+        )
+        def client(port, login, tls):
+            run("node", str(script), str(port), SENDER, self.to, self.subject, str(self.attachment),
+                *(("scanner", PASSWORD) if login else ("", "")), str(self.dir / "tls.crt") if tls else "")
+        self.every_cell(client)
+
+    def test_every_postfix(self):
+        """A null client: everything goes to the relay, and nothing is received but from this machine."""
+        home = self.dir / "postfix"
+        config, queue, data = home / "etc", home / "queue", home / "lib"
+        for directory in (config, queue, data):
+            directory.mkdir(parents=True)
+        for directory in (self.dir, home):
+            directory.chmod(0o755)
+        shutil.copy("/etc/postfix/master.cf" if Path("/etc/postfix/master.cf").exists()
+                    else "/usr/share/postfix/master.cf.dist", config / "master.cf")
+        # No port of its own; and no chroot, in which no resolver is set up.
+        lines = (config / "master.cf").read_text().splitlines()
+        services = [re.sub(r"^(\S+\s+\S+\s+\S+\s+\S+\s+)y", r"\1n", it) for it in lines if not re.match(r"(smtp|smtps|submission|465)\s+inet", it)]
+        (config / "master.cf").write_text("\n".join(services) + "\n")
+        shutil.chown(data, "postfix")
+
+        def client(port, login, tls):
+            (config / "main.cf").write_text(
+                f"compatibility_level = 3.6\nqueue_directory = {queue}\ndata_directory = {data}\n"
+                f"mail_owner = postfix\nsetgid_group = postdrop\nmyhostname = null.contoso.com\nmyorigin = contoso.com\n"
+                f"mydestination =\nlocal_transport = error:no local delivery\ninet_interfaces = loopback-only\n"
+                f"inet_protocols = ipv4\nmaillog_file = /dev/stdout\nmaillog_file_prefixes = /dev, /tmp, /var\n"
+                f"relayhost = [localhost]:{port}\nsmtp_host_lookup = native\nalias_maps =\nalias_database =\n"
+                f"smtp_tls_security_level = {'secure' if tls else 'none'}\nsmtp_tls_CAfile = {self.dir / 'tls.crt'}\n"
+                f"smtp_tls_secure_cert_match = localhost\n"
+                + (f"smtp_sasl_auth_enable = yes\nsmtp_sasl_security_options =\nsmtp_sasl_tls_security_options =\n"
+                   f"smtp_sasl_password_maps = inline:{{{{[localhost]:{port} = scanner:{PASSWORD}}}}}\n" if login else "")
+            )
+            run("postfix", "-c", str(config), "check")
+            log = home / f"log.{login}.{tls}"
+            with log.open("w") as out:
+                master = subprocess.Popen(["postfix", "-c", str(config), "start-fg"], stdout=out, stderr=out)
+            try:
+                run("sendmail", "-C", str(config), "-f", SENDER, "-i", self.to,
+                    input=self.raw().replace(b"\r\n", b"\n").decode())
+                try:
+                    self.arrived()
+                except AssertionError as error:
+                    raise AssertionError(f"{error}\n{log.read_text()}") from None
+            finally:
+                subprocess.run(["postfix", "-c", str(config), "stop"], capture_output=True, timeout=DEADLINE)
+                master.wait(DEADLINE)
+        self.every_cell(client)
 
     def dialogue(self, port, *lines):
         """A raw dialogue: each line is sent after the reply to the one before."""
@@ -338,5 +452,35 @@ address = "127.0.0.1:0"
         self.assertIn(hidden, json.dumps(message["bcc"]))
 
 
+def versions():
+    """The clients of the matrix, as they call themselves."""
+    def first_line(*command):
+        return run(*command).stdout.splitlines()[0]
+    yield "curl", "curl " + first_line("curl", "--version").split()[1]
+    yield "swaks", "swaks " + first_line("swaks", "--version").split()[-1]
+    yield "msmtp", "msmtp " + first_line("msmtp", "--version").split()[-1]
+    yield "postfix", "Postfix " + first_line("postconf", "-d", "-h", "mail_version") + " as a null client"
+    yield "python", f"Python {sys.version.split()[0]} smtplib"
+    yield "perl", "Perl Net::SMTP " + first_line("perl", "-MNet::SMTP", "-e", "print Net::SMTP->VERSION")
+    yield "nodemailer", "nodemailer " + Clients.nodemailer
+
+
+def table(result):
+    """The matrix, as docs/devices.md has it."""
+    failed = {}
+    for test, _ in result.failures + result.errors:
+        whole = getattr(test, "test_case", test)._testMethodName
+        failed.setdefault(whole, set()).add(getattr(test, "params", {}).get("cell"))
+    yield "| client | plain | AUTH | STARTTLS | STARTTLS and AUTH |"
+    yield "|---|---|---|---|---|"
+    for name, called in versions():
+        bad = failed.get(f"test_every_{name}", set())
+        cells = [("no login", "no TLS"), ("login", "no TLS"), ("no login", "STARTTLS"), ("login", "STARTTLS")]
+        yield f"| {called} | " + " | ".join("**no**" if it in bad or None in bad else "yes" for it in cells) + " |"
+
+
 if __name__ == "__main__":
-    unittest.main(verbosity=2)
+    suite = unittest.defaultTestLoader.loadTestsFromTestCase(Clients)
+    outcome = unittest.TextTestRunner(verbosity=2).run(suite)
+    print("\n".join(table(outcome)))
+    sys.exit(not outcome.wasSuccessful())
