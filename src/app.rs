@@ -133,6 +133,7 @@ pub async fn start(config: Config) -> Result<Gateway, Error> {
         listening: is_listening,
         delivery: control.clone(),
         certificates: certificates.subscribe(),
+        smtp: handle.clone(),
     };
     let mut admin_address = None;
     let mut admin_tasks = Vec::new();

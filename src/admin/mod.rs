@@ -8,6 +8,7 @@
 //! | `/livez` | 200 while the process answers |
 //! | `/readyz`, `/healthz` | 200 while mail is accepted durably, also while Graph is down; `?verbose` says why |
 //! | `/api/status` | counts and health as JSON |
+//! | `/api/tls` | clients that still need old TLS, and those refused for their age |
 //! | `/api/queue` | entries, oldest first; `state`, `sender`, `mailbox`, `recipient`, `after`, `limit` |
 //! | `/api/queue/{id}` | one entry |
 //!
@@ -35,6 +36,8 @@ use crate::diagnosis::{Diagnosis, Health};
 use crate::event;
 use crate::identity::expiry::{self, UsedFor, Watched};
 use crate::metrics::{FindingLabel, Metrics, StateLabel, StateValue};
+use crate::smtp;
+use crate::smtp::tls::devices::Device;
 use crate::spool::{Action, Counts, Entry, Filter, QueueId, Spool, SpoolError, State};
 
 /// The most entries of one answer; a longer list is read on with `after`.
@@ -56,6 +59,8 @@ pub struct Admin {
     pub delivery: Control,
     /// The certificates in use, the application's first.
     pub certificates: watch::Receiver<Vec<Watched>>,
+    /// The listeners.
+    pub smtp: smtp::Handle,
 }
 
 /// Where the router is served.
@@ -84,6 +89,7 @@ pub fn router(admin: Admin, surface: Surface) -> Router {
         .route("/readyz", get(ready))
         .route("/healthz", get(ready))
         .route("/api/status", get(status))
+        .route("/api/tls", get(tls_devices))
         .route("/api/queue", queue)
         .route("/api/queue/{id}", get(show))
         .with_state(admin)
@@ -289,6 +295,10 @@ async fn status(Shared(admin): Shared<Admin>) -> Response {
         Ok(status) => Json(status).into_response(),
         Err(error) => failure(&error),
     }
+}
+
+async fn tls_devices(Shared(admin): Shared<Admin>) -> Response {
+    Json::<Vec<Device>>(admin.smtp.tls_devices()).into_response()
 }
 
 async fn status_page(Shared(admin): Shared<Admin>) -> Response {

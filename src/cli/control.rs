@@ -9,6 +9,7 @@ use serde::de::DeserializeOwned;
 use super::Failure;
 use crate::admin::{Act, Acted, Flush, Flushed, Status};
 use crate::config::Config;
+use crate::smtp::tls::devices::Device;
 use crate::spool::{Action, QueueId};
 
 /// Messages in one request.
@@ -82,6 +83,11 @@ impl Control<'_> {
     /// How it is doing.
     pub(super) async fn status(&self) -> Result<Status, Failure> {
         self.ask(Method::GET, "/api/status", None::<&()>).await
+    }
+
+    /// Which clients still need old TLS, and which were refused for their age.
+    pub(super) async fn tls_devices(&self) -> Result<Vec<Device>, Failure> {
+        self.ask(Method::GET, "/api/tls", None::<&()>).await
     }
 
     async fn ask<T: DeserializeOwned>(

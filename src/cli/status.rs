@@ -9,7 +9,9 @@ use super::control::Control;
 use super::terminal::{age, printable, size, table};
 use super::{ConfigFile, Failure, block_on};
 use crate::admin::Status;
+use crate::config::Config;
 use crate::delivery::Closed;
+use crate::smtp::tls::devices::Device;
 use crate::spool::State;
 
 /// Mailboxes shown; those in trouble come first.
@@ -22,8 +24,13 @@ const MAX_TROUBLES: usize = 10;
 /// Queue, mailboxes, certificate and token, and the last troubles, with the health at the bottom. The
 /// exit status is 0 while mail is accepted, also when Microsoft does not take it.
 #[derive(Debug, Args)]
-#[command(after_help = "Example: graphpost status --json | jq .messages.queued")]
+#[command(
+    after_help = "Examples: graphpost status --json | jq .messages.queued\n          graphpost status --tls"
+)]
 pub(super) struct ShowStatus {
+    /// Instead, the clients that still need old TLS, and those refused for their age, since the start
+    #[arg(long)]
+    tls: bool,
     /// As one JSON object
     #[arg(long)]
     json: bool,
@@ -34,6 +41,9 @@ pub(super) struct ShowStatus {
 impl ShowStatus {
     pub(super) fn run(self) -> Result<(), Failure> {
         let config = self.config.read()?;
+        if self.tls {
+            return self.show_tls(&config);
+        }
         let status: Status = block_on(Control::new(&config)?.status())?;
         let mut out = io::stdout().lock();
         if self.json {
@@ -44,6 +54,57 @@ impl ShowStatus {
         out.flush()?;
         if status.ready { Ok(()) } else { Err(Failure::Told) }
     }
+}
+
+impl ShowStatus {
+    fn show_tls(&self, config: &Config) -> Result<(), Failure> {
+        let devices = block_on(Control::new(config)?.tls_devices())?;
+        let mut out = io::stdout().lock();
+        if self.json {
+            writeln!(out, "{}", serde_json::to_string(&devices).map_err(Failure::new)?)?;
+        } else {
+            show_devices(&mut out, &devices, Timestamp::now())?;
+        }
+        Ok(out.flush()?)
+    }
+}
+
+fn show_devices(out: &mut impl Write, devices: &[Device], now: Timestamp) -> io::Result<()> {
+    if devices.is_empty() {
+        return writeln!(out, "since the gateway started, no client needed old TLS");
+    }
+    let row = |it: &Device| {
+        vec![
+            it.client.to_string(),
+            printable(&it.listener),
+            it.version.clone(),
+            it.needs.clone().unwrap_or_else(|| "-".to_owned()),
+            it.count.to_string(),
+            age(now.duration_since(it.last).as_secs()),
+            printable(it.refused.as_ref().or(it.cipher.as_ref()).map_or("", |it| it)),
+        ]
+    };
+    let served: Vec<_> = devices
+        .iter()
+        .filter(|it| it.refused.is_none())
+        .map(row)
+        .collect();
+    let refused: Vec<_> = devices
+        .iter()
+        .filter(|it| it.refused.is_some())
+        .map(row)
+        .collect();
+    let head = |last| ["CLIENT", "LISTENER", "VERSION", "NEEDS", "TIMES", "AGO", last];
+    if !served.is_empty() {
+        table(out, &head("CIPHER"), &served)?;
+    }
+    if !refused.is_empty() {
+        if !served.is_empty() {
+            writeln!(out)?;
+        }
+        table(out, &head("REFUSED"), &refused)?;
+    }
+    Ok(())
 }
 
 fn show(out: &mut impl Write, status: &Status, now: Timestamp) -> io::Result<()> {

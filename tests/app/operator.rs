@@ -73,6 +73,14 @@ async fn sees_and_steers() {
     let status: Value = serde_json::from_str(&text).unwrap();
     assert_eq!(status["ready"], true);
 
+    let (code, text, _) = run(&site, &["status", "--tls"]).await;
+    assert_eq!(
+        (code, text.as_str()),
+        (Some(0), "since the gateway started, no client needed old TLS\n")
+    );
+    let (_, text, _) = run(&site, &["status", "--tls", "--json"]).await;
+    assert_eq!(text, "[]\n");
+
     let (_, text, _) = run(&site, &["queue", "list", "--jsonl"]).await;
     let ids: Vec<String> = text
         .lines()

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod convert;
+mod client_hello;
 mod smtp_command;
 mod smtp_data;
 mod smtp_proxy;
@@ -148,6 +149,54 @@ fn smtp_mail_data() {
         "..\r\n.x\r.\r\r\n\0.\r\n.\n.\r\n",
     ];
     run(&seeds.map(|it| it.as_bytes().to_vec()), smtp_data::check);
+}
+
+#[test]
+fn tls_client_hellos() {
+    let old = [
+        &[0x16, 3, 1, 0, 47, 1, 0, 0, 43, 3, 1][..],
+        &[7; 32],
+        &[0, 0, 4, 0, 0x2f, 0, 0x35, 1, 0],
+    ]
+    .concat();
+    let ssl_2 = [
+        &[0x80, 31, 1, 3, 1, 0, 6, 0, 0, 0, 16, 0, 0, 0x2f, 0, 0, 0x35][..],
+        &[7; 16],
+    ]
+    .concat();
+    let modern = openssl_client_hello();
+    // The same in records of a few octets.
+    let pieces = modern[5..]
+        .chunks(100)
+        .flat_map(|it| [&[0x16, 3, 1, 0, it.len() as u8], it].concat())
+        .collect();
+    run(&[old, ssl_2, modern, pieces], client_hello::check);
+}
+
+/// What OpenSSL says first.
+fn openssl_client_hello() -> Vec<u8> {
+    use openssl::ssl::{SslConnector, SslMethod};
+    use std::io::{self, Read, Write};
+    struct Sent(Vec<u8>);
+    impl Read for Sent {
+        fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
+            Err(io::ErrorKind::WouldBlock.into())
+        }
+    }
+    impl Write for Sent {
+        fn write(&mut self, octets: &[u8]) -> io::Result<usize> {
+            self.0.extend_from_slice(octets);
+            Ok(octets.len())
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+    let client = SslConnector::builder(SslMethod::tls_client()).unwrap().build();
+    match client.connect("relay.example", Sent(Vec::new())) {
+        Err(openssl::ssl::HandshakeError::WouldBlock(stream)) => stream.get_ref().0.clone(),
+        _ => panic!("a client waits for the answer"),
+    }
 }
 
 #[test]

@@ -168,7 +168,10 @@ fn sent(tenant: &Tenant, it: &Chosen, to: &Address, answer: &Answer) -> Diagnosi
         && response.code.as_deref() == Some("ErrorAccessDenied")
     {
         // What is granted already, without the cache that Graph looks into.
-        let by_policy = response.message.as_deref().is_some_and(|it| it.contains("AccessPolicy"));
+        let by_policy = response
+            .message
+            .as_deref()
+            .is_some_and(|it| it.contains("AccessPolicy"));
         let cmdlet = match by_policy {
             false => cmdlet(tenant, it),
             true => format!(
