@@ -13,7 +13,7 @@ use std::io::{self, Write as _};
 use clap::{Args, Subcommand, ValueEnum};
 
 use super::{ConfigFile, Failure};
-use crate::config::Config;
+use crate::config::{Config, UnknownPolicy};
 use crate::identity::certificate::Certificate;
 use crate::identity::credential::read_certificate;
 
@@ -38,6 +38,20 @@ const MAIL_SEND: Permission = Permission {
     name: "Mail.Send",
     app_role: "b633e1c5-b582-4048-a93e-9f11b44c7e96",
     exchange_role: "Application Mail.Send",
+};
+
+/// Drafts, for messages that are too large for one request; reading as well.
+const MAIL_READ_WRITE: Permission = Permission {
+    name: "Mail.ReadWrite",
+    app_role: "e2a3a72e-5f79-4c64-b1b1-878b674786c9",
+    exchange_role: "Application Mail.ReadWrite",
+};
+
+/// The least that shows whether a message is in Sent Items.
+const MAIL_READ_BASIC: Permission = Permission {
+    name: "Mail.ReadBasic.All",
+    app_role: "693c5e45-0940-467d-9b8a-1022fb9d42ef",
+    exchange_role: "Application Mail.ReadBasic",
 };
 
 /// Register the application in Entra ID and permit it to send
@@ -121,6 +135,8 @@ struct Application<'a> {
     cloud: Cloud,
     certificate: &'a Certificate,
     mailboxes: Vec<&'a str>,
+    /// What it needs, and no more.
+    permissions: Vec<Permission>,
     restriction: Restriction,
 }
 
@@ -210,6 +226,7 @@ fn script(config: &Config, certificate: &Certificate, options: &Script) -> Resul
         cloud: cloud(&config.tenant.graph),
         certificate,
         mailboxes,
+        permissions: permissions(config),
         restriction: match options.application_access_policy {
             false => Restriction::Rbac,
             true => Restriction::AccessPolicy,
@@ -232,9 +249,26 @@ fn mailboxes(config: &Config) -> Vec<&str> {
     mailboxes
 }
 
-/// The permission that the application needs.
-fn permissions(_: &Application<'_>) -> Vec<Permission> {
-    vec![MAIL_SEND]
+/// The permissions that this configuration needs.
+fn permissions(config: &Config) -> Vec<Permission> {
+    let mut permissions = vec![MAIL_SEND];
+    if config.tenant.large_messages {
+        permissions.push(MAIL_READ_WRITE);
+    } else if verifies(config) {
+        permissions.push(MAIL_READ_BASIC);
+    }
+    permissions
+}
+
+/// Whether any message whose answer is lost is looked for in Sent Items.
+pub(super) fn verifies(config: &Config) -> bool {
+    let rules = config
+        .senders
+        .iter()
+        .map(|it| it.unknown.unwrap_or(config.delivery.unknown));
+    rules
+        .chain([config.delivery.unknown])
+        .any(|it| it == UnknownPolicy::Verify)
 }
 
 #[cfg(test)]

@@ -231,7 +231,12 @@ fn permissions_are_read_from_the_token() {
         "Mail.ReadWrite is granted for the whole tenant",
         "graphpost entra script",
     );
-    report.assert("ok", "mailbox a@b.example", "large messages can be drafted", "");
+    report.assert(
+        "ok",
+        "mailbox a@b.example",
+        "large messages are drafted in it",
+        "",
+    );
     cloud.put("/sandbox/tenant", &json!({"roles": ["Mail.Send"]}));
     let report = cloud.check(&[]);
     assert_eq!(report.ran.code, 1);
@@ -241,6 +246,22 @@ fn permissions_are_read_from_the_token() {
         "mailbox a@b.example",
         "no drafts for large messages: 403",
         "large_messages = false",
+    );
+    // Looking into Sent Items takes less.
+    cloud.change("large_messages = true", "large_messages = false");
+    cloud.change("[spool]", "[delivery]\nunknown = \"verify\"\n[spool]");
+    let report = cloud.check(&[]);
+    report.assert(
+        "skip",
+        "permissions",
+        "Mail.ReadBasic.All is not in the token",
+        "",
+    );
+    report.assert(
+        "fail",
+        "mailbox a@b.example",
+        "Sent Items cannot be looked into: 403",
+        "grant Mail.ReadBasic.All",
     );
     let inactive = json!({"mailboxes": [{"address": "a@b.example", "inactive": true}]});
     cloud.put("/sandbox/tenant", &inactive);

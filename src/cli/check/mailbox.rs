@@ -17,6 +17,17 @@ use crate::outcome::{Answer, Outcome, judge};
 /// How long all mailboxes together may take; those that are left are not tried.
 const ALL_TIMEOUT: Duration = Duration::from_secs(180);
 
+/// Why the application must be able to read a mailbox; that can be tried without sending.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Reading {
+    /// It need not.
+    None,
+    /// To draft large messages: Mail.ReadWrite.
+    Drafts,
+    /// To look for a message whose answer was lost: Mail.ReadBasic.All.
+    SentItems,
+}
+
 /// A mailbox to look at.
 #[derive(Clone, Debug)]
 pub(super) struct Chosen {
@@ -66,6 +77,7 @@ pub(super) async fn lines(
     tenant: &Tenant,
     graph: &Graph,
     mailboxes: &[Chosen],
+    reading: Reading,
     tenant_wide: bool,
     send_to: Option<&Address>,
 ) -> Vec<Diagnosis> {
@@ -84,14 +96,16 @@ pub(super) async fn lines(
             lines.push(Diagnosis::skip(it.check(), detail));
             continue;
         }
-        if tenant.large_messages {
-            lines.push(looked_into(it, &graph.look_into(&it.mailbox).await));
+        if reading != Reading::None {
+            lines.push(looked_into(it, reading, &graph.look_into(&it.mailbox).await));
         }
         lines.push(match send_to {
-            Some(to) => {
-                let answer = graph.send_mail(&it.mailbox, trial(tenant, it, to)).await;
-                sent(tenant, it, to, &answer)
-            }
+            Some(to) => sent(
+                tenant,
+                it,
+                to,
+                &graph.send_mail(&it.mailbox, trial(tenant, it, to)).await,
+            ),
             None => unsent(tenant, it, tenant_wide),
         });
     }
@@ -125,25 +139,35 @@ fn cmdlet(tenant: &Tenant, it: &Chosen) -> String {
 }
 
 /// Mail.ReadWrite, which large messages need, is the right to read as well.
-fn looked_into(it: &Chosen, answer: &Answer) -> Diagnosis {
+fn looked_into(it: &Chosen, reading: Reading, answer: &Answer) -> Diagnosis {
     if let Answer::Response(response) = answer
         && response.status == 200
     {
-        return Diagnosis::ok(
-            it.check(),
-            "may be read, and so large messages can be drafted in it",
-        );
+        let detail = match reading {
+            Reading::SentItems => "may be read, and so Sent Items can be looked into",
+            _ => {
+                "may be read; large messages are drafted in it with the same grant, if that is Mail.ReadWrite"
+            }
+        };
+        return Diagnosis::ok(it.check(), detail);
     }
     let (status, reason) = reason(answer);
     if let Answer::Response(response) = answer
         && response.status == 403
     {
-        return Diagnosis::fail(
-            it.check(),
-            format!("no drafts for large messages: {}", parts(&reason).0),
-            "grant Mail.ReadWrite for this mailbox ('graphpost entra script' does; it takes up to two hours to \
-             work), or set large_messages = false",
-        );
+        let (what, fix) = match reading {
+            Reading::SentItems => (
+                "Sent Items cannot be looked into",
+                "grant Mail.ReadBasic.All for this mailbox ('graphpost entra script' does; it takes up to two \
+                 hours to work), or set unknown = \"retry\" or \"hold\"",
+            ),
+            _ => (
+                "no drafts for large messages",
+                "grant Mail.ReadWrite for this mailbox ('graphpost entra script' does; it takes up to two hours \
+                 to work), or set large_messages = false",
+            ),
+        };
+        return Diagnosis::fail(it.check(), format!("{what}: {}", parts(&reason).0), fix);
     }
     Diagnosis::of_reason(status, it.check(), &reason)
 }

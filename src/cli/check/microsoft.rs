@@ -5,8 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::super::Failure;
+use super::super::entra::verifies;
 use super::credential::check_name;
-use super::mailbox;
+use super::mailbox::{self, Reading};
 use super::network::{self, Place, Reached};
 use crate::address::Address;
 use crate::config::{ApplicationCredential, Config, IdentityHost, ManagedIdentity, Tenant, VaultIdentity};
@@ -25,6 +26,7 @@ const LINGER: Duration = Duration::from_millis(100);
 
 const MAIL_SEND: &str = "Mail.Send";
 const MAIL_READ_WRITE: &str = "Mail.ReadWrite";
+const MAIL_READ_BASIC: &str = "Mail.ReadBasic.All";
 
 /// All of it.
 pub(super) fn lines(
@@ -80,14 +82,23 @@ async fn ask(config: &Config, only: &[String], send_to: Option<&Address>) -> Vec
         );
         return lines;
     };
-    let tenant_wide = permissions(tenant, claims.as_ref(), &mut lines);
+    let reading = if tenant.large_messages {
+        Reading::Drafts
+    } else if verifies(config) {
+        Reading::SentItems
+    } else {
+        Reading::None
+    };
+    let tenant_wide = permissions(tenant, reading, claims.as_ref(), &mut lines);
     if !is_reached("graph") {
         let skip = |it: &mailbox::Chosen| Diagnosis::skip(it.check(), "rests on the connection to Graph");
         lines.extend(mailboxes.iter().map(skip));
         return lines;
     }
     match Graph::new(tenant, REQUEST_TIMEOUT, tokens, Arc::new(Metrics::new())) {
-        Ok(graph) => lines.extend(mailbox::lines(tenant, &graph, &mailboxes, tenant_wide, send_to).await),
+        Ok(graph) => {
+            lines.extend(mailbox::lines(tenant, &graph, &mailboxes, reading, tenant_wide, send_to).await)
+        }
         Err(error) => lines.push(Diagnosis::fail("graph", error.to_string(), "correct [tenant]")),
     }
     lines
@@ -212,7 +223,12 @@ fn report_tokens(tenant: &Tenant, examined: &[Examined], lines: &mut Vec<Diagnos
 }
 
 /// What the token says about permissions. Whether Mail.Send is granted for the whole tenant.
-fn permissions(tenant: &Tenant, claims: Option<&TokenClaims>, lines: &mut Vec<Diagnosis>) -> bool {
+fn permissions(
+    tenant: &Tenant,
+    reading: Reading,
+    claims: Option<&TokenClaims>,
+    lines: &mut Vec<Diagnosis>,
+) -> bool {
     let Some(claims) = claims else {
         lines.push(Diagnosis::skip(
             "permissions",
@@ -238,15 +254,17 @@ fn permissions(tenant: &Tenant, claims: Option<&TokenClaims>, lines: &mut Vec<Di
         ));
     }
     let has = |role: &str| claims.roles.iter().any(|it| it == role);
-    let wanted = if tenant.large_messages {
-        &[MAIL_SEND, MAIL_READ_WRITE][..]
-    } else {
-        &[MAIL_SEND][..]
+    let wanted = match reading {
+        Reading::None => &[MAIL_SEND][..],
+        Reading::Drafts => &[MAIL_SEND, MAIL_READ_WRITE][..],
+        // The least that does.
+        Reading::SentItems => &[MAIL_SEND, MAIL_READ_BASIC][..],
     };
     for role in wanted {
         lines.push(if has(role) {
             let may = match *role {
                 MAIL_SEND => "send as",
+                MAIL_READ_BASIC => "read the headers of all mail of",
                 _ => "read, change and delete all mail of",
             };
             Diagnosis::warn(

@@ -3,7 +3,7 @@
 
 use std::fmt::Write;
 
-use super::{Application, GRAPH_APP_ID, Restriction, permissions, powershell};
+use super::{Application, GRAPH_APP_ID, Restriction, powershell};
 
 /// A single-quoted word of the POSIX shell: nothing in it is code (POSIX.1-2024 XCU §2.2.2).
 pub(super) fn quoted(text: &str) -> String {
@@ -79,7 +79,7 @@ fn write(text: &mut String, it: &Application<'_>) -> std::fmt::Result {
         pem = it.certificate.to_pem().trim_end(),
         thumbprint = quoted(&it.certificate.sha1_thumbprint()),
     )?;
-    for permission in permissions(it) {
+    for permission in &it.permissions {
         match it.restriction {
             Restriction::Rbac => writeln!(
                 text,

@@ -5,7 +5,7 @@ use std::fmt::Write;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 
-use super::{Application, GRAPH_APP_ID, Restriction, permissions};
+use super::{Application, GRAPH_APP_ID, MAIL_READ_BASIC, MAIL_READ_WRITE, Restriction};
 
 /// A single-quoted string: nothing in it is code, and a quote is written twice
 /// (about_Quoting_Rules). PowerShell takes the typographic quotes for quotes too.
@@ -135,7 +135,7 @@ fn entra(text: &mut String, it: &Application<'_>) -> std::fmt::Result {
          $granted = @(Get-MgServicePrincipalAppRoleAssignment -ServicePrincipalId $principal.Id -All |\n    \
              Where-Object ResourceId -eq $graph.Id)"
     )?;
-    for permission in permissions(it) {
+    for permission in &it.permissions {
         match it.restriction {
             // Grants add up: one for the whole tenant would undo the scope below.
             Restriction::Rbac => writeln!(
@@ -184,7 +184,7 @@ fn exchange(text: &mut String, it: &Application<'_>) -> std::fmt::Result {
         "\nWrite-Host \"\"\n\
          Write-Host \"Put this into graphpost.toml, [tenant]:\"\n\
          Write-Host \"client_id = `\"$($application.AppId)`\"\"\n\
-         Write-Host \"A new grant takes up to two hours to work. Then: graphpost check --offline, and graphpost send\""
+         Write-Host \"A new grant takes up to two hours to work. Then: graphpost check --send-to you@example.org\""
     )
 }
 
@@ -209,7 +209,7 @@ fn rbac(text: &mut String, it: &Application<'_>) -> std::fmt::Result {
              New-ManagementScope -Name $scope -RecipientRestrictionFilter $filter | Out-Null\n\
          }}\n"
     )?;
-    for permission in permissions(it) {
+    for permission in &it.permissions {
         writeln!(
             text,
             "$assignment = \"$name {name}\"\n\
@@ -219,6 +219,18 @@ fn rbac(text: &mut String, it: &Application<'_>) -> std::fmt::Result {
              }}\n",
             name = permission.name,
             role = permission.exchange_role
+        )?;
+    }
+    let unneeded = [MAIL_READ_WRITE, MAIL_READ_BASIC]
+        .into_iter()
+        .filter(|permission| !it.permissions.contains(permission));
+    for permission in unneeded {
+        writeln!(
+            text,
+            "# This configuration has no use for {name} any more.\n\
+             Get-ManagementRoleAssignment -Identity \"$name {name}\" -ErrorAction SilentlyContinue |\n    \
+                 Remove-ManagementRoleAssignment -Confirm:$false\n",
+            name = permission.name
         )?;
     }
     writeln!(

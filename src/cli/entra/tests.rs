@@ -21,6 +21,7 @@ fn application<'a>(certificate: &'a Certificate, restriction: Restriction) -> Ap
         cloud: GLOBAL,
         certificate,
         mailboxes: vec!["service@contoso.com", NASTY],
+        permissions: vec![MAIL_SEND],
         restriction,
     }
 }
@@ -120,6 +121,35 @@ fn grants_exactly_the_mailboxes_by_rbac_and_removes_the_tenant_wide_grant() {
     }
     assert!(!script.contains("New-MgServicePrincipalAppRoleAssignment"));
     assert!(!script.contains("New-ApplicationAccessPolicy"));
+}
+
+#[test]
+fn grants_what_the_configuration_needs_and_no_more() {
+    let certificate = certificate();
+    let with = |permissions: Vec<Permission>, restriction| {
+        powershell::script(&Application {
+            permissions,
+            ..application(&certificate, restriction)
+        })
+    };
+    let least = with(vec![MAIL_SEND], Restriction::Rbac);
+    assert!(!least.contains("-Role 'Application Mail.Read"), "{least}");
+    assert!(
+        least.contains("-Identity \"$name Mail.ReadWrite\" -ErrorAction SilentlyContinue |"),
+        "{least}"
+    );
+    let large = with(vec![MAIL_SEND, MAIL_READ_WRITE], Restriction::Rbac);
+    assert!(large.contains("-Role 'Application Mail.ReadWrite'"), "{large}");
+    let verified = with(vec![MAIL_SEND, MAIL_READ_BASIC], Restriction::Rbac);
+    assert!(
+        verified.contains("-Role 'Application Mail.ReadBasic'"),
+        "{verified}"
+    );
+    let older = with(vec![MAIL_SEND, MAIL_READ_WRITE], Restriction::AccessPolicy);
+    assert!(
+        older.contains("-AppRoleId 'e2a3a72e-5f79-4c64-b1b1-878b674786c9'"),
+        "{older}"
+    );
 }
 
 #[test]
