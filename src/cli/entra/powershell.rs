@@ -238,14 +238,14 @@ fn rbac(text: &mut String, it: &Application<'_>) -> std::fmt::Result {
         "# The proof. This test asks no cache; Graph itself may take up to two hours.\n\
          foreach ($mailbox in $mailboxes) {{\n    \
              Test-ServicePrincipalAuthorization -Identity $principal.Id -Resource $mailbox |\n        \
-                 Format-Table RoleName, GrantedPermissions, AllowedResourceScope, InScope\n\
+                 Format-Table 'RoleName', 'GrantedPermissions', 'AllowedResourceScope', 'InScope'\n\
          }}\n\
          $other = Get-Mailbox -ResultSize 50 | Where-Object {{ $_.UserPrincipalName -notin $mailboxes }} |\n    \
              Select-Object -First 1\n\
          if ($other) {{\n    \
              Write-Host \"InScope must be False for $($other.UserPrincipalName):\"\n    \
              Test-ServicePrincipalAuthorization -Identity $principal.Id -Resource $other.UserPrincipalName |\n        \
-                 Format-Table RoleName, GrantedPermissions, AllowedResourceScope, InScope\n\
+                 Format-Table 'RoleName', 'GrantedPermissions', 'AllowedResourceScope', 'InScope'\n\
          }}"
     )
 }
@@ -276,7 +276,7 @@ fn access_policy(text: &mut String) -> std::fmt::Result {
          # The proof: Granted for these, Denied for any other.\n\
          foreach ($mailbox in $mailboxes) {{\n    \
              Test-ApplicationAccessPolicy -Identity $mailbox -AppId $application.AppId |\n        \
-                 Format-Table Mailbox, AccessCheckResult\n\
+                 Format-Table 'Mailbox', 'AccessCheckResult'\n\
          }}"
     )
 }
