@@ -49,6 +49,9 @@ const FULL_WAIT: Duration = Duration::from_secs(30);
 /// What a settlement may take after the drain: its outcome is known and must not be lost.
 const SETTLE_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// Nothing is given up for its age within this time of a start: what was mended meanwhile is not known.
+const GRACE: Duration = Duration::from_secs(60 * 60);
+
 /// A lifetime that does not end.
 const NEVER: Duration = Duration::from_secs(10 * 365 * 86_400);
 
@@ -73,6 +76,7 @@ pub struct Delivery {
     spool: Spool,
     metrics: Arc<Metrics>,
     settings: Settings,
+    started: Instant,
     schedule: Schedule,
     memory: Arc<Budget>,
     attempts: JoinSet<Ended>,
@@ -106,6 +110,7 @@ impl Delivery {
             metrics,
             schedule: Schedule::new(limits(&settings.delivery)),
             settings,
+            started: Instant::now(),
             memory,
             attempts: JoinSet::new(),
             under_way: HashMap::new(),
@@ -325,7 +330,9 @@ impl Delivery {
     fn settlement(&self, verdict: &Verdict, entry: &Entry, due: Timestamp) -> Settlement {
         let reason = verdict.why().to_owned();
         let lifetime = self.settings.delivery.lifetime;
-        let expired = verdict.counts_against_lifetime() && since(entry.accepted) >= lifetime;
+        let expired = verdict.counts_against_lifetime()
+            && since(entry.accepted) >= lifetime
+            && self.may_expire(&entry.submission.route.mailbox);
         match &verdict.outcome {
             Outcome::Sent => Settlement::Sent,
             Outcome::Failed { .. } => Settlement::Failed { reason },
@@ -342,6 +349,17 @@ impl Delivery {
             Outcome::Deferred { .. } | Outcome::Unknown { .. } => Settlement::Deferred { due, reason },
             Outcome::Held { .. } => Settlement::Held { due, reason },
         }
+    }
+
+    /// Whether a message of this mailbox may be given up for its age. While an operator had to mend
+    /// something it could not be sent; and soon after a start nobody knows what was mended before.
+    fn may_expire(&self, mailbox: &str) -> bool {
+        let lifetime = self.settings.delivery.lifetime;
+        self.started.elapsed() >= lifetime.min(GRACE)
+            && self
+                .schedule
+                .last_mended(mailbox)
+                .is_none_or(|it| it.elapsed() >= lifetime)
     }
 
     /// What is to be done where nobody can know: what its rule says, or else the configuration.
@@ -563,7 +581,11 @@ impl Delivery {
 
     /// Gives up what is beyond its lifetime while its mailbox, or Microsoft, does not work.
     fn expire(&mut self, outcome: &Outcome) {
-        for id in self.schedule.expired(now()) {
+        let lifetime = self.settings.delivery.lifetime;
+        if self.started.elapsed() < lifetime.min(GRACE) {
+            return;
+        }
+        for id in self.schedule.expired(lifetime, now()) {
             self.schedule.remove(id, now());
             let spool = self.spool.clone();
             let metrics = self.metrics.clone();

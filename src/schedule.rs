@@ -221,6 +221,8 @@ struct Gate {
     failures: u32,
     /// Closings ever.
     closings: u64,
+    /// When it was last opened after a hold.
+    mended: Option<Instant>,
 }
 
 impl Gate {
@@ -252,9 +254,12 @@ impl Gate {
     }
 
     /// A request that began after so many closings got through.
-    fn open(&mut self, closings: u64) -> Option<Trouble> {
+    fn open(&mut self, closings: u64, now: Instant) -> Option<Trouble> {
         if closings != self.closings {
             return None;
+        }
+        if self.trouble == Some(Trouble::Hold) {
+            self.mended = Some(now);
         }
         self.until = None;
         self.failures = 0;
@@ -503,8 +508,8 @@ impl Schedule {
                         let taken = lane.taken();
                         lane.pace.taken(taken, per_minute, now);
                     }
-                    recovered.mailbox = lane.gate.open(closings.0);
-                    recovered.tenant = self.tenant.open(closings.1);
+                    recovered.mailbox = lane.gate.open(closings.0, now);
+                    recovered.tenant = self.tenant.open(closings.1, now);
                 }
                 Way::Throttled => lane.window.throttled(company, lesson, limit),
                 Way::Unclear | Way::NotSent => {}
@@ -575,19 +580,34 @@ impl Schedule {
 
     /// Waiting messages whose lifetime has ended and whose mailbox or tenant does not work: those that
     /// no attempt can help now. One that waits behind the pace of a healthy or throttled lane is none
-    /// of them, and nothing expires while the whole tenant waits for its operator.
-    pub fn expired(&self, now: Instant) -> Vec<QueueId> {
-        if self.tenant.trouble == Some(Trouble::Hold) {
+    /// of them, and nothing expires while it waits for an operator, nor within its `lifetime` after that.
+    pub fn expired(&self, lifetime: Duration, now: Instant) -> Vec<QueueId> {
+        let outage = |gate: &Gate| gate.trouble == Some(Trouble::Outage);
+        let held = |gate: &Gate| gate.trouble == Some(Trouble::Hold);
+        if held(&self.tenant) {
             return Vec::new();
         }
-        let broken = |gate: &Gate| gate.trouble >= Some(Trouble::Outage);
         self.lanes
             .values()
-            .filter(|lane| broken(&self.tenant) || broken(&lane.gate))
+            .filter(|lane| !held(&lane.gate) && (outage(&self.tenant) || outage(&lane.gate)))
+            .filter(|lane| self.mended(lane).is_none_or(|it| it + lifetime <= now))
             .flat_map(|lane| &lane.waiting)
             .filter(|(_, message)| message.expires <= now)
             .map(|(&(_, id), _)| id)
             .collect()
+    }
+
+    /// When what held up this mailbox was last mended: that time is no fault of its mail.
+    pub fn last_mended(&self, mailbox: &str) -> Option<Instant> {
+        let lane = self.by_mailbox.get(mailbox.to_lowercase().as_str());
+        match lane.and_then(|id| self.lanes.get(id)) {
+            Some(lane) => self.mended(lane),
+            None => self.tenant.mended,
+        }
+    }
+
+    fn mended(&self, lane: &Lane) -> Option<Instant> {
+        self.tenant.mended.max(lane.gate.mended)
     }
 
     /// Why the tenant is closed, and until when.

@@ -5,6 +5,7 @@
 //! `verify_time`, because a copy takes its time to appear; and not after a day, because by then somebody
 //! may have tidied the folder.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -89,10 +90,22 @@ async fn find(entry: &Entry, spool: &Spool, graph: &Graph) -> Result<Finding, Sp
     // What was there before the message was accepted is of another one.
     let since = entry.accepted.checked_sub(CLOCK_SLACK).unwrap_or(Timestamp::MIN);
     let message_id = format!("<{}>", entry.submission.message_id);
-    let copies = match graph.sent_copies(&route.mailbox, &message_id, since).await {
-        Ok(copies) => copies as u64,
+    let mut copies = match graph.sent_copies(&route.mailbox, &message_id, since).await {
+        Ok(copies) => copies,
         Err(answer) => return Ok(Finding::Refused(answer)),
     };
+    if entry.group_of.is_some() {
+        // The other groups have the same Message-ID, and none of these recipients.
+        let own: HashSet<String> = entry
+            .submission
+            .envelope
+            .recipients
+            .iter()
+            .map(|it| it.as_str().to_lowercase())
+            .collect();
+        copies.retain(|it| it.recipients.iter().any(|it| own.contains(it)));
+    }
+    let copies = copies.len() as u64;
     if copies == 0 {
         return Ok(Finding::Absent);
     }

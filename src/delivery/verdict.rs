@@ -136,10 +136,10 @@ impl Verdict {
         }
     }
 
-    /// Whether a message is given up for this after its lifetime. A credential that must be mended
-    /// never fails mail, however long it takes.
+    /// Whether a message is given up for this after its lifetime. What an operator must mend never fails
+    /// mail, however long it takes: to give it up is for the operator, too.
     pub(super) fn counts_against_lifetime(&self) -> bool {
-        self.trouble != Some((Scope::Tenant, Trouble::Hold))
+        !matches!(self.outcome, Outcome::Held { .. })
     }
 }
 
@@ -247,10 +247,12 @@ mod tests {
     }
 
     #[test]
-    fn a_credential_never_fails_mail() {
+    fn what_is_held_never_fails() {
         assert!(!Verdict::of(&no_token(true)).counts_against_lifetime());
         assert!(Verdict::of(&no_token(false)).counts_against_lifetime());
-        assert!(Verdict::of(&answer(403, "ErrorAccessDenied")).counts_against_lifetime());
+        assert!(!Verdict::of(&answer(403, "ErrorAccessDenied")).counts_against_lifetime());
+        assert!(!Verdict::of(&answer(403, "ErrorSendAsDenied")).counts_against_lifetime());
+        assert!(Verdict::of(&answer(503, "")).counts_against_lifetime());
     }
 
     #[test]

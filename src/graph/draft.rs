@@ -17,6 +17,7 @@ use serde_json::json;
 
 use super::client::{Call, Fate, Graph, Reply, Service};
 use super::resource::Attachment;
+use super::sent::MAX_LIST_OCTETS;
 use crate::address::Address;
 use crate::outcome::{Answer, Response};
 
@@ -423,6 +424,7 @@ impl Service {
         }
         let url = self.by_message_id(mailbox, "drafts", &draft.message_id);
         let mut call = Call::new("read", Method::GET, url);
+        call.max_octets = MAX_LIST_OCTETS;
         call.headers.insert(PREFER, IMMUTABLE_ID);
         let reply = expect(200, self.call(&call).await?)?;
         let found: Found = serde_json::from_slice(&reply.body)

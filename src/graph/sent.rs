@@ -14,8 +14,18 @@ use crate::outcome::Answer;
 /// As many copies as are told apart.
 const MAX_COPIES: usize = 100;
 
+/// More than so many copies with all their recipients come to, unless each has hundreds.
+pub(super) const MAX_LIST_OCTETS: usize = 16 * 1024 * 1024;
+
+/// A message in Sent Items.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SentCopy {
+    /// Its recipients, To, Cc and Bcc, in lower case.
+    pub recipients: Vec<String>,
+}
+
 impl Graph {
-    /// How many copies with this Message-ID (with angle brackets) Sent Items has that were made since
+    /// The copies with this Message-ID (with angle brackets) in Sent Items that were made since
     /// then. None soon after the attempt proves nothing: a copy takes up to some minutes to appear.
     ///
     /// # Errors
@@ -25,7 +35,7 @@ impl Graph {
         mailbox: &str,
         message_id: &str,
         since: Timestamp,
-    ) -> Result<usize, Answer> {
+    ) -> Result<Vec<SentCopy>, Answer> {
         #[derive(Deserialize)]
         struct Found {
             value: Vec<Item>,
@@ -35,18 +45,42 @@ impl Graph {
         struct Item {
             /// Without it, the item cannot be told from one of earlier.
             created_date_time: Timestamp,
+            #[serde(default)]
+            to_recipients: Vec<Recipient>,
+            #[serde(default)]
+            cc_recipients: Vec<Recipient>,
+            #[serde(default)]
+            bcc_recipients: Vec<Recipient>,
+        }
+        #[derive(Deserialize)]
+        #[serde(rename_all = "camelCase")]
+        struct Recipient {
+            email_address: EmailAddress,
+        }
+        #[derive(Deserialize)]
+        struct EmailAddress {
+            #[serde(default)]
+            address: String,
         }
         let url = self.0.by_message_id(mailbox, "sentitems", message_id);
         let mut call = Call::new("read", Method::GET, url);
         call.headers.insert(PREFER, IMMUTABLE_ID);
+        call.max_octets = MAX_LIST_OCTETS;
         let reply = expect(200, self.0.call(&call).await?)?;
         let found: Found = serde_json::from_slice(&reply.body)
             .map_err(|_| Answer::Lost("the answer is no list of messages".to_owned()))?;
         Ok(found
             .value
-            .iter()
+            .into_iter()
             .filter(|it| it.created_date_time >= since)
-            .count())
+            .map(|it| SentCopy {
+                recipients: [it.to_recipients, it.cc_recipients, it.bcc_recipients]
+                    .into_iter()
+                    .flatten()
+                    .map(|it| it.email_address.address.to_lowercase())
+                    .collect(),
+            })
+            .collect())
     }
 
     /// Where a draft stands.

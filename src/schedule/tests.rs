@@ -191,7 +191,7 @@ fn late_answers_do_not_lengthen_the_backoff() {
     // What is graver is news, and lesser things do not hide it.
     assert!(gate.close(Trouble::Hold, None, t0, 0.5).news);
     assert!(!gate.close(Trouble::Throttled, None, t0, 0.5).news);
-    assert_eq!(gate.open(gate.closings), Some(Trouble::Hold));
+    assert_eq!(gate.open(gate.closings, t0), Some(Trouble::Hold));
 }
 
 #[test]
@@ -253,14 +253,36 @@ fn only_broken_lanes_expire() {
     schedule.close_mailbox("broken", Trouble::Outage, None, t0, 0.5);
     schedule.close_mailbox("held", Trouble::Hold, None, t0, 0.5);
     let expired = |schedule: &Schedule, now| {
-        let mut ids = schedule.expired(now);
+        let mut ids = schedule.expired(3600 * SECOND, now);
         ids.sort_unstable();
         ids
     };
     assert_eq!(expired(&schedule, t0), []);
-    assert_eq!(expired(&schedule, late), [QueueId(3), QueueId(4)]);
+    assert_eq!(expired(&schedule, late), [QueueId(3)]);
     schedule.close_tenant(Trouble::Hold, None, t0, 0.5);
     assert_eq!(expired(&schedule, late), []);
+}
+
+/// The time of a hold is no fault of the mail: it gets its lifetime once more.
+#[test]
+fn nothing_expires_soon_after_a_hold() {
+    let t0 = Instant::now();
+    let hour = 3600 * SECOND;
+    let mut schedule = Schedule::new(limits(1, 64, 30));
+    for id in [1, 2] {
+        schedule.add(message("a", id, t0), t0, t0);
+    }
+    let days = t0 + 100 * hour;
+    schedule.close_tenant(Trouble::Hold, None, t0, 0.5);
+    assert_eq!(schedule.next(days), deliver(1));
+    assert_eq!(
+        schedule.answered(QueueId(1), Way::Clear, days).tenant,
+        Some(Trouble::Hold)
+    );
+    assert_eq!(schedule.last_mended("A"), Some(days));
+    schedule.close_mailbox("a", Trouble::Outage, None, days, 0.5);
+    assert_eq!(schedule.expired(hour, days), []);
+    assert_eq!(schedule.expired(hour, days + hour), [QueueId(2)]);
 }
 
 #[test]

@@ -373,7 +373,7 @@ impl Spool {
     }
 
     /// How many other messages with this one's mailbox and Message-ID may have been sent since this one
-    /// was accepted, less `slack`.
+    /// was accepted, less `slack`. Other groups of the same message are none: their recipients differ.
     ///
     /// # Errors
     /// [`SpoolError::NotFound`], [`SpoolError::Failed`].

@@ -172,7 +172,8 @@ impl Reader {
             .prepare_cached(
                 "SELECT count(*) FROM message
                  WHERE state IN ('sent', 'sending', 'unknown') AND changed >= ?1 AND id <> ?2
-                   AND mailbox = ?3 AND json_extract(submission, '$.message_id') = ?4",
+                   AND mailbox = ?3 AND json_extract(submission, '$.message_id') = ?4
+                   AND group_of IS NOT ?5",
             )
             .and_then(|mut it| {
                 it.query_row(
@@ -180,7 +181,9 @@ impl Reader {
                         since.as_millisecond(),
                         id.0,
                         entry.submission.route.mailbox,
-                        entry.submission.message_id
+                        entry.submission.message_id,
+                        // A group is not among its own message's namesakes; 0 is no message.
+                        entry.group_of.map_or(0, |it| it.0)
                     ],
                     |row| count(row, 0),
                 )

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod admin;
+mod drain;
 mod envelopes;
 mod operator;
 mod outages;

@@ -211,7 +211,7 @@ const OUTAGES: &[Outage] = &[
 ];
 
 /// Waits until the log says all of it in one line.
-async fn says(site: &Site, words: &[&str]) {
+pub async fn says(site: &Site, words: &[&str]) {
     let said = async {
         while !log_of(site)
             .lines()

@@ -61,6 +61,12 @@ impl Process {
         assert!(status.unwrap().success());
     }
 
+    /// Waits for its end.
+    pub async fn ended(mut self) -> std::process::ExitStatus {
+        let ended = tokio::time::timeout(DEADLINE, self.child.wait()).await;
+        ended.expect("it ends").unwrap()
+    }
+
     /// The next notification that is no sign of life.
     fn notification(&self) -> String {
         loop {

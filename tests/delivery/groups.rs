@@ -150,6 +150,45 @@ async fn an_unknown_outcome_is_one_group_s() {
     rig.stop().await;
 }
 
+/// The groups share a Message-ID; a copy of one proves nothing about another.
+#[tokio::test(flavor = "multi_thread")]
+async fn each_group_is_verified_by_itself() {
+    for deliver in [true, false] {
+        let settings = config::Delivery {
+            unknown: UnknownPolicy::Verify,
+            verify_time: Duration::from_secs(3),
+            ..settings()
+        };
+        let rig = Rig::with(settings, cloud(graphpost::sandbox::Limits::default()).await).await;
+        // The other groups are in Sent Items before anybody looks.
+        rig.fault(vec![Rule {
+            skip: 1,
+            deliver,
+            ..status(504, 1)
+        }]);
+        let id = accept(&rig).await;
+        let groups = async {
+            loop {
+                let groups = settled(&rig, id).await;
+                if groups.len() == 3 && groups.iter().all(|it| it.state == State::Sent) {
+                    return;
+                }
+                assert!(
+                    groups
+                        .iter()
+                        .all(|it| it.state == State::Sent || it.due.is_some()),
+                    "{groups:?}"
+                );
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        tokio::time::timeout(DEADLINE, groups).await.unwrap();
+        let deliveries = rig.cloud.deliveries();
+        assert_eq!((deliveries.len(), reached(&deliveries).len()), (3, RECIPIENTS));
+        rig.stop().await;
+    }
+}
+
 /// The gateway stops in between, and goes on where it was.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_restart_in_between_sends_the_rest() {
