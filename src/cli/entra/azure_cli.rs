@@ -32,12 +32,10 @@ fn write(text: &mut String, it: &Application<'_>) -> std::fmt::Result {
          # Needs the Azure CLI (az). Running it again changes only what differs.\n\
          set -eu\n\
          \n\
-         name={quoted_name}\n\
          az cloud set --name {cloud}\n\
          az login --tenant {quoted_tenant} --allow-no-subscriptions --output none\n",
         name = comment(it.name),
         tenant = comment(it.tenant),
-        quoted_name = quoted(it.name),
         quoted_tenant = quoted(it.tenant),
         cloud = it.cloud.azure_cli,
     )?;
@@ -50,12 +48,14 @@ fn write(text: &mut String, it: &Application<'_>) -> std::fmt::Result {
         )?,
         None => writeln!(
             text,
-            "app=$(az ad app list --filter \"displayName eq '$(printf %s \"$name\" | sed \"s/'/''/g\")'\" \\\n    \
+            "name={name}\n\
+             app=$(az ad app list --filter \"displayName eq '$(printf %s \"$name\" | sed \"s/'/''/g\")'\" \\\n    \
                  --query '[0].appId' --output tsv)\n\
              if [ -z \"$app\" ]; then\n    \
                  app=$(az ad app create --display-name \"$name\" --sign-in-audience AzureADMyOrg \\\n        \
                      --query appId --output tsv)\n\
-             fi"
+             fi",
+            name = quoted(it.name)
         )?,
     }
     writeln!(
