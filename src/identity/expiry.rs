@@ -109,12 +109,11 @@ impl Expiring {
 
 /// Whole days left, rounded down: negative from the instant after the end.
 pub fn days_left(now: Timestamp, not_after: Timestamp) -> i64 {
-    const NANOSECONDS_A_DAY: i128 = 86_400 * 1_000_000_000;
-    let days = not_after
-        .duration_since(now)
-        .as_nanos()
-        .div_euclid(NANOSECONDS_A_DAY);
-    i64::try_from(days).unwrap_or_default()
+    if now > not_after {
+        return -1 - now.duration_since(not_after).as_secs() / 86_400;
+    }
+    // Certificates know no fractions of a second: one that has just been made has all its days.
+    (not_after.as_second() - now.as_second()) / 86_400
 }
 
 /// The threshold to speak of now, if any: the lowest that has been reached, unless it or a lower one was
@@ -226,6 +225,7 @@ mod tests {
         let end = time("2026-12-31T12:00:00Z");
         for (now, want) in [
             ("2026-12-01T12:00:00Z", 30),
+            ("2026-12-01T12:00:00.999Z", 30),
             ("2026-12-01T12:00:01Z", 29),
             ("2026-12-31T12:00:00Z", 0),
             ("2026-12-31T12:00:00.001Z", -1),
