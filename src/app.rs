@@ -2,6 +2,7 @@
 
 mod certificates;
 mod reload;
+mod room;
 mod serve;
 
 use std::fmt;
@@ -22,6 +23,7 @@ use crate::event;
 use crate::graph::client::Graph;
 use crate::identity::Tokens;
 use crate::metrics::Metrics;
+use crate::notify::{Notifier, Ways};
 use crate::policy::Policy;
 use crate::postmaster::Postmaster;
 use crate::smtp;
@@ -66,6 +68,7 @@ pub struct Gateway {
     stop_admin: CancellationToken,
     smtp_task: JoinHandle<()>,
     delivery_task: JoinHandle<Result<usize, SpoolError>>,
+    notifier: Notifier,
     admin_tasks: Vec<JoinHandle<()>>,
     /// Whether the control socket is ours.
     control_bound: bool,
@@ -103,7 +106,10 @@ pub async fn start(config: Config) -> Result<Gateway, Error> {
     let stop = CancellationToken::new();
     let stop_admin = CancellationToken::new();
 
-    let postmaster = Postmaster::new(spool.clone(), config.bounce.clone(), config.smtp.hostname.clone());
+    let notifier = Notifier::start(outside.ways, Arc::clone(&metrics));
+    let postmaster = Postmaster::new(spool.clone(), config.bounce.clone(), config.smtp.hostname.clone())
+        .notifying(notifier.clone());
+    tokio::spawn(room::watch(spool.clone(), notifier.clone(), stop.clone()));
     tokio::spawn(postmaster.clone().watch(
         config.spool.directory.clone(),
         config.delivery.lifetime,
@@ -123,6 +129,7 @@ pub async fn start(config: Config) -> Result<Gateway, Error> {
         handle.clone(),
         outside.tokens,
         Arc::clone(&metrics),
+        notifier.clone(),
     ));
     certificates.look();
     tokio::spawn(Arc::clone(&certificates).watch(stop.clone()));
@@ -178,6 +185,7 @@ pub async fn start(config: Config) -> Result<Gateway, Error> {
         stop_admin,
         smtp_task,
         delivery_task,
+        notifier,
         admin_tasks,
         control_bound,
         config,
@@ -203,6 +211,7 @@ struct Outside {
     tokens: Tokens,
     policy: Arc<Policy>,
     accounts: Option<Accounts>,
+    ways: Ways,
 }
 
 impl Outside {
@@ -222,7 +231,9 @@ impl Outside {
                 Some(file) => Some(Accounts::load(file).map_err(Error::new)?),
                 None => None,
             };
+            let ways = Ways::new(&config).map_err(|error| Error(format!("notify: {error}")))?;
             Ok(Outside {
+                ways,
                 graph,
                 tokens,
                 policy: Arc::new(Policy::new(config.senders)),
@@ -354,6 +365,7 @@ impl Gateway {
             stop_admin,
             smtp_task,
             delivery_task,
+            notifier,
             admin_tasks,
             control_bound,
             config,
@@ -373,6 +385,7 @@ impl Gateway {
                 Err(error) => ended("delivery", Err(error)),
             }
         }
+        notifier.finish().await;
         stop_admin.cancel();
         for task in admin_tasks {
             ended("admin", task.await);

@@ -30,6 +30,7 @@ use crate::convert::Wishes;
 use crate::event;
 use crate::graph::client::Graph;
 use crate::metrics::{Metrics, ResultLabel};
+use crate::notify::{About, MessageFacts};
 use crate::outcome::Outcome;
 use crate::postmaster::{Occasion, Postmaster};
 use crate::schedule::{Limits, Message, Next, Retry, Schedule, Trouble, Way};
@@ -263,6 +264,7 @@ impl Delivery {
             expected.saturating_duration_since(now),
         );
         self.recent.push(entry, &verdict.outcome);
+        self.tell_if_held(entry, &verdict, &settlement);
 
         let again = match settlement {
             Settlement::Deferred { .. } | Settlement::Held { .. } => Some(Again {
@@ -283,6 +285,23 @@ impl Delivery {
         }
         if verdict.trouble.is_some() {
             self.expire(&verdict.outcome);
+        }
+    }
+
+    /// Tells the operator's systems of a message that waits for somebody; not again at each attempt. Of a
+    /// mailbox or a credential that holds all of them they are told by itself.
+    fn tell_if_held(&self, entry: &Entry, verdict: &Verdict, settlement: &Settlement) {
+        let (reason, outcome_unknown) = match settlement {
+            Settlement::Held { reason, .. } if verdict.trouble.is_none() => (reason, false),
+            Settlement::Unknown { due: None, reason } => (reason, true),
+            _ => return,
+        };
+        if entry.reason.as_deref() != Some(reason) {
+            self.settings.postmaster.notify(About::MessageHeld {
+                message: MessageFacts::of(entry, verdict.request_id.as_deref()),
+                reason: reason.clone(),
+                outcome_unknown,
+            });
         }
     }
 
@@ -309,8 +328,19 @@ impl Delivery {
             match (scope, trouble) {
                 (verdict::Scope::Mailbox, Trouble::Throttled) => event::mailbox_throttled(mailbox, why, wait),
                 (verdict::Scope::Mailbox, Trouble::Outage) => event::mailbox_closed(mailbox, why, wait),
-                (verdict::Scope::Mailbox, Trouble::Hold) => event::mailbox_held(mailbox, why, wait),
-                (verdict::Scope::Tenant, Trouble::Hold) => event::tenant_held(why, wait),
+                (verdict::Scope::Mailbox, Trouble::Hold) => {
+                    event::mailbox_held(mailbox, why, wait);
+                    self.settings.postmaster.notify(About::MailboxHeld {
+                        mailbox: mailbox.to_owned(),
+                        reason: why.to_owned(),
+                    });
+                }
+                (verdict::Scope::Tenant, Trouble::Hold) => {
+                    event::tenant_held(why, wait);
+                    self.settings.postmaster.notify(About::CredentialHeld {
+                        reason: why.to_owned(),
+                    });
+                }
                 (verdict::Scope::Tenant, _) => event::tenant_closed(why, wait),
             }
         }

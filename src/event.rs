@@ -288,6 +288,26 @@ pub fn delays_not_watched(why: &dyn Display) {
     warn!(target: "graphpost", why = %why, "cannot look for late mail");
 }
 
+/// A notice to the operator's own systems did not get there; it is repeated.
+pub fn notice_deferred(channel: &str, notice: &str, why: &str, retry_in: Duration) {
+    warn!(target: "graphpost", channel, notice, reason = why, retry_in = retry_in.as_secs_f64(), "notice not delivered yet");
+}
+
+/// A notice to the operator's own systems did not get there, and never will.
+pub fn notice_lost(channel: &str, notice: &str, event: &str, why: &str) {
+    error!(target: "graphpost", channel, notice, event, reason = why, "notice lost");
+}
+
+/// New mail is refused, because there is no room for it.
+pub fn queue_full(why: &str) {
+    error!(target: "graphpost", reason = why, "queue full: new mail is refused with 452");
+}
+
+/// There is room again.
+pub fn queue_has_room() {
+    info!(target: "graphpost", "queue has room again: new mail is accepted");
+}
+
 /// A mailbox is left alone for a while because Graph throttles it.
 pub fn mailbox_throttled(mailbox: &str, reason: &str, wait: Duration) {
     warn!(target: "graphpost", mailbox, reason, wait = wait.as_secs_f64(), "mailbox throttled");

@@ -19,6 +19,7 @@ pub mod accounts;
 pub mod delivery;
 pub mod schedule;
 pub mod postmaster;
+pub mod notify;
 pub mod spool;
 pub mod bounce;
 pub mod convert;

@@ -66,6 +66,15 @@ pub struct FindingLabel {
     pub status: &'static str,
 }
 
+/// A way to the operator's own systems, and what came of a notice on it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct NoticeLabel {
+    /// `webhook` or `command`.
+    pub channel: &'static str,
+    /// `delivered`, `deferred` or `lost`.
+    pub result: &'static str,
+}
+
 /// A state of the queue.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct StateLabel {
@@ -148,6 +157,8 @@ pub struct Metrics {
     pub findings: Family<FindingLabel, Gauge>,
     /// Whether all of a listener's certificates could be used when they were last read: 1 or 0.
     pub tls_certificate_last_reload_successful: Family<ListenerLabel, Gauge>,
+    /// Notices to the operator's own systems.
+    pub notices: Family<NoticeLabel, Counter>,
     /// Whether the last reload was taken: 1 or 0.
     pub config_last_reload_successful: Gauge,
 }
@@ -287,6 +298,11 @@ impl Metrics {
             tls_certificate_last_reload_successful: register!(
                 "tls_certificate_last_reload_successful",
                 "Whether a listener's certificates could all be used when last read",
+                Family::default()
+            ),
+            notices: register!(
+                "notices",
+                "Notices to the operator's own systems by how they ended",
                 Family::default()
             ),
             config_last_reload_successful: register!(

@@ -19,6 +19,7 @@ use crate::bounce::{self, Happening, Notification};
 use crate::config;
 use crate::envelope::{Envelope, HeaderFrom, Origin, ReversePath, Route, UnknownPolicy};
 use crate::event;
+use crate::notify::{About, MessageFacts, Notifier};
 use crate::spool::{Entry, Filter, QueueId, Spool, SpoolError, State, Submission};
 
 /// How often late mail is looked for.
@@ -34,6 +35,7 @@ pub struct Postmaster {
     spool: Spool,
     settings: config::Bounce,
     hostname: String,
+    notifier: Option<Notifier>,
 }
 
 /// What a notification is about.
@@ -56,12 +58,36 @@ impl Postmaster {
             spool,
             settings,
             hostname,
+            notifier: None,
+        }
+    }
+
+    /// One that tells the operator's own systems as well.
+    pub fn notifying(self, notifier: Notifier) -> Postmaster {
+        Postmaster {
+            notifier: Some(notifier),
+            ..self
+        }
+    }
+
+    /// Tells the operator's own systems.
+    pub fn notify(&self, about: About) {
+        if let Some(notifier) = &self.notifier {
+            notifier.tell(about);
         }
     }
 
     /// Tells all who are to be told about a message. What cannot be queued is logged: the message
     /// itself stays in the queue with its reason in any case.
     pub async fn tell(&self, entry: &Entry, occasion: Occasion<'_>) {
+        // Also of a notification that fails, about which nobody else is told.
+        if !matches!(occasion.happening, Happening::Delayed { .. }) {
+            self.notify(About::Failed {
+                message: MessageFacts::of(entry, occasion.request_id),
+                reason: occasion.reason.to_owned(),
+                enhanced: occasion.enhanced.to_owned(),
+            });
+        }
         for to in self.whom(entry, occasion.happening) {
             match self.queue(entry, occasion, &to).await {
                 Ok(notification) => event::notified(&entry.id, &notification, &to),

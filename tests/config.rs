@@ -377,6 +377,8 @@ fn the_shipped_file_loads() {
         "managed_identity",
         "federated_token_file",
         "secret",
+        "webhook_url_file",
+        "webhook_secret = ",
     ];
     let all: Vec<_> = uncommented()
         .lines()

@@ -16,12 +16,13 @@
 //! `POST /api/flush` has all that waits tried now: who may open the socket may steer the queue. The TCP
 //! address only shows.
 
+mod limited;
 mod page;
 pub mod server;
 
 use std::sync::Arc;
 
-use axum::extract::{Path, Query, Request, State as Shared};
+use axum::extract::{DefaultBodyLimit, Path, Query, Request, State as Shared};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{Html, IntoResponse, Response};
@@ -45,6 +46,9 @@ const MAX_ENTRIES: usize = 1000;
 
 /// The first words of what can be found: the labels of the metric.
 const FINDINGS: [&str; 4] = ["token", "delivery", "mailbox", "certificate"];
+
+/// The largest request: an action on a thousand messages, and its reason.
+const MAX_BODY: usize = 256 * 1024;
 
 /// What the router shows.
 #[derive(Clone)]
@@ -93,6 +97,7 @@ pub fn router(admin: Admin, surface: Surface) -> Router {
         .route("/api/queue", queue)
         .route("/api/queue/{id}", get(show))
         .with_state(admin)
+        .layer(DefaultBodyLimit::max(MAX_BODY))
         .layer(middleware::from_fn(guard));
     match surface {
         Surface::Address => router.layer(middleware::from_fn(own_host_only)),

@@ -10,6 +10,22 @@ use axum::Router;
 use tokio::net::{TcpListener, UnixListener};
 use tokio_util::sync::CancellationToken;
 
+use super::limited::{Limited, Limits};
+
+/// Connections served at the same time; further ones wait in the kernel's queue.
+const MAX_CONNECTIONS: usize = 64;
+/// How long a client of the admin address may say nothing, and how long its connection may last. Every
+/// answer there takes far less; whoever sends a request octet by octet gets none.
+const TCP_LIMITS: Limits = Limits {
+    idle: Some(Duration::from_secs(15)),
+    life: Some(Duration::from_secs(120)),
+};
+/// Who may open the control socket could do more than keep it busy; and to steer a large queue takes time.
+const SOCKET_LIMITS: Limits = Limits {
+    idle: None,
+    life: None,
+};
+
 /// How long answers under way may take after the stop.
 const GRACE: Duration = Duration::from_secs(2);
 
@@ -41,6 +57,7 @@ pub fn bind_control_socket(path: &Path) -> io::Result<UnixListener> {
 /// Serves the admin address until `stop`.
 pub async fn serve(listener: TcpListener, router: Router, stop: CancellationToken) {
     let stopped = stop.clone();
+    let listener = Limited::new(listener, MAX_CONNECTIONS, TCP_LIMITS);
     let server = axum::serve(listener, router).with_graceful_shutdown(stopped.cancelled_owned());
     until(server.into_future(), stop).await;
 }
@@ -48,6 +65,7 @@ pub async fn serve(listener: TcpListener, router: Router, stop: CancellationToke
 /// Serves the control socket until `stop`.
 pub async fn serve_control_socket(listener: UnixListener, router: Router, stop: CancellationToken) {
     let stopped = stop.clone();
+    let listener = Limited::new(listener, MAX_CONNECTIONS, SOCKET_LIMITS);
     let server = axum::serve(listener, router).with_graceful_shutdown(stopped.cancelled_owned());
     until(server.into_future(), stop).await;
 }

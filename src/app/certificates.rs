@@ -11,6 +11,7 @@ use crate::event;
 use crate::identity::Tokens;
 use crate::identity::expiry::{Expiring, UsedFor, Watch, Watched};
 use crate::metrics::{CredentialLabel, ListenerLabel, Metrics};
+use crate::notify::{About, Notifier};
 use crate::smtp;
 
 /// How often the ends of certificates are looked at. It costs nothing, and what a vault gave is seen
@@ -24,16 +25,23 @@ pub(super) struct Certificates {
     said: Mutex<Watch>,
     shown: watch::Sender<Vec<Watched>>,
     metrics: Arc<Metrics>,
+    notifier: Notifier,
 }
 
 impl Certificates {
-    pub(super) fn new(smtp: smtp::Handle, tokens: Tokens, metrics: Arc<Metrics>) -> Certificates {
+    pub(super) fn new(
+        smtp: smtp::Handle,
+        tokens: Tokens,
+        metrics: Arc<Metrics>,
+        notifier: Notifier,
+    ) -> Certificates {
         Certificates {
             smtp,
             tokens: Mutex::new(tokens),
             said: Mutex::default(),
             shown: watch::Sender::default(),
             metrics,
+            notifier,
         }
     }
 
@@ -78,8 +86,9 @@ impl Certificates {
             .unwrap_or_else(PoisonError::into_inner)
             .look(Timestamp::now(), &certificates);
         self.shown.send_replace(certificates);
-        for it in &expiring {
-            tell(it);
+        for it in expiring {
+            tell(&it);
+            self.notifier.tell(About::CertificateExpires { certificate: it });
         }
     }
 

@@ -43,6 +43,7 @@ impl Gateway {
         self.smtp.set_accounts(outside.accounts.clone());
         self.smtp.reload_certificates(&new.listeners).await;
         self.certificates.replace(outside.tokens);
+        self.notifier.change(outside.ways);
         self.delivery
             .change(Settings {
                 graph: outside.graph,
@@ -51,7 +52,8 @@ impl Gateway {
                     self.spool.clone(),
                     new.bounce.clone(),
                     self.config.smtp.hostname.clone(),
-                ),
+                )
+                .notifying(self.notifier.clone()),
                 wishes: Wishes::of(&new.tenant, &new.delivery),
             })
             .await;

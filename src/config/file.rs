@@ -219,6 +219,7 @@ fn root(reader: &Reader, document: &Document, path: &Path, directories: &Directo
     let spool = spool(reader, root.section("spool"), directories, &smtp);
     let delivery = delivery(reader, root.section("delivery"), api);
     let bounce = notices::bounce(root.section("bounce"));
+    let notify = notices::notify(reader, root.section("notify"), directories);
     let admin = admin(reader, root.section("admin"), directories, &spool, &listeners);
     let log = log(root.section("log"));
     root.finish();
@@ -242,6 +243,7 @@ fn root(reader: &Reader, document: &Document, path: &Path, directories: &Directo
         spool,
         delivery,
         bounce,
+        notify,
         admin,
         log,
         warnings: Findings::new(String::new(), "", &[], Vec::new()),

@@ -98,6 +98,8 @@ pub struct Config {
     pub delivery: Delivery,
     /// Who is told of mail that does not arrive.
     pub bounce: Bounce,
+    /// Which of the operator's systems are told of what needs a person.
+    pub notify: Notify,
     /// The status page and metrics.
     pub admin: Admin,
     /// The log.
@@ -614,6 +616,73 @@ impl Default for Bounce {
             warn_after: None,
         }
     }
+}
+
+/// Which of the operator's systems are told of what needs a person, and of what.
+#[derive(Clone, Debug)]
+pub struct Notify {
+    /// What they are told of.
+    pub events: Vec<NotifyEvent>,
+    /// A receiver of HTTP requests.
+    pub webhook: Option<Webhook>,
+    /// A command.
+    pub command: Option<Hook>,
+}
+
+impl Default for Notify {
+    fn default() -> Notify {
+        Notify {
+            events: NotifyEvent::ALL.iter().map(|(_, it)| *it).collect(),
+            webhook: None,
+            command: None,
+        }
+    }
+}
+
+/// What the operator's systems can be told of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NotifyEvent {
+    /// A message has failed, or was given up for its age.
+    Failed,
+    /// A message or a mailbox waits for somebody to mend something or to decide.
+    Held,
+    /// All mail waits, because the application's credential is refused.
+    CredentialHeld,
+    /// A certificate is about to end.
+    CertificateExpires,
+    /// New mail is refused, because there is no room for it.
+    QueueFull,
+}
+
+impl NotifyEvent {
+    /// All of them, by their words.
+    const ALL: [(&'static str, NotifyEvent); 5] = [
+        ("failed", NotifyEvent::Failed),
+        ("held", NotifyEvent::Held),
+        ("credential-held", NotifyEvent::CredentialHeld),
+        ("certificate-expires", NotifyEvent::CertificateExpires),
+        ("queue-full", NotifyEvent::QueueFull),
+    ];
+}
+
+/// A receiver of HTTP requests.
+#[derive(Clone, Debug)]
+pub struct Webhook {
+    /// Where they go; often as good as a password.
+    pub url: SecretString,
+    /// What they are signed with.
+    pub secret: Option<SecretString>,
+    /// How long one may take in all.
+    pub timeout: Duration,
+}
+
+/// A command of the operator's.
+#[derive(Clone, Debug)]
+pub struct Hook {
+    /// The program, by its absolute path, and its arguments; never empty.
+    pub command: Vec<String>,
+    /// How long it may take.
+    pub timeout: Duration,
 }
 
 /// The status page and metrics.

@@ -282,6 +282,20 @@ pub(super) fn base_url(text: &str) -> Result<String, Problem> {
     }
 }
 
+/// An address that is posted to. What is wrong is said without it, for it is often a secret.
+pub(super) fn webhook_url(text: &str) -> Result<(), Problem> {
+    let bad = |title: &str| Problem::new(title, "expected e.g. \"https://alerts.contoso.com/graphpost\"");
+    let url = reqwest::Url::parse(text.trim()).map_err(|_| bad("is no URL"))?;
+    match url.scheme() {
+        "https" => Ok(()),
+        "http" if is_loopback(&url) => Ok(()),
+        "http" => Err(bad("is a plain http URL to another host").help(
+            "addresses and reasons would be readable on the way; plain http is for loopback addresses",
+        )),
+        _ => Err(bad("is no https URL")),
+    }
+}
+
 /// `https://contoso.vault.azure.net/certificates/name`, perhaps with a version; `kind` is the second
 /// word of it.
 pub(super) fn vault_object(text: &str, kind: &str) -> Result<VaultObject, Problem> {

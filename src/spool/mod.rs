@@ -253,6 +253,11 @@ impl Spool {
         self.shared.space.admits(size)
     }
 
+    /// How often there was no room for a message, and why the last time.
+    pub fn refusals(&self) -> watch::Receiver<(u64, String)> {
+        self.shared.space.refusals()
+    }
+
     /// Begins to take a message.
     ///
     /// # Errors

@@ -4,6 +4,7 @@ use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Seek, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use rusqlite::{Connection, ErrorCode, OpenFlags, TransactionBehavior};
 use rustix::fs::FlockOperation;
@@ -11,6 +12,9 @@ use rustix::fs::FlockOperation;
 use super::failure::describe;
 use super::{CONTENT, DATABASE, LOCK, SET_ASIDE, SpoolError, store};
 use crate::event;
+
+/// How long another process may take to give up the queue: one that is being replaced by us.
+const LOCK_WAIT: Duration = Duration::from_secs(2);
 
 /// "GPSP": what `file(1)` and we know the database by.
 const APPLICATION_ID: i32 = 0x4750_5350;
@@ -164,7 +168,18 @@ fn lock(directory: &Path) -> Result<File, SpoolError> {
         .mode(0o600)
         .open(&path)
         .map_err(|error| unusable(&path, &error))?;
-    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+    let begun = Instant::now();
+    let locked = loop {
+        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            // A process that is just ending, or one forked from it that is not yet another program, gives it
+            // up in a moment.
+            Err(rustix::io::Errno::WOULDBLOCK) if begun.elapsed() < LOCK_WAIT => {
+                std::thread::sleep(LOCK_WAIT / 100);
+            }
+            locked => break locked,
+        }
+    };
+    match locked {
         Ok(()) => {}
         Err(rustix::io::Errno::WOULDBLOCK) => {
             let mut owner = String::new();

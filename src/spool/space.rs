@@ -4,6 +4,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
+use tokio::sync::watch;
 
 use super::{Counts, SpoolError, State};
 use crate::config;
@@ -15,6 +16,8 @@ pub(super) struct Space {
     max_messages: u64,
     min_free_bytes: u64,
     ledger: Mutex<Ledger>,
+    /// How often there was no room, and why the last time.
+    refusals: watch::Sender<(u64, String)>,
     messages_gauge: Family<StateLabel, Gauge>,
     bytes_gauge: Gauge,
     free_gauge: Gauge,
@@ -53,6 +56,7 @@ impl Space {
                 arriving_bytes: 0,
                 free_bytes: u64::MAX,
             }),
+            refusals: watch::Sender::default(),
             messages_gauge: metrics.queue_messages.clone(),
             bytes_gauge: metrics.queue_bytes.clone(),
             free_gauge: metrics.spool_free_bytes.clone(),
@@ -71,7 +75,23 @@ impl Space {
         self.check(&self.ledger(), 1, size)
     }
 
+    /// How often there was no room, and why the last time.
+    pub(super) fn refusals(&self) -> watch::Receiver<(u64, String)> {
+        self.refusals.subscribe()
+    }
+
     fn check(&self, ledger: &Ledger, messages: u64, bytes: u64) -> Result<(), SpoolError> {
+        let checked = self.check_marks(ledger, messages, bytes);
+        if let Err(error) = &checked {
+            self.refusals.send_modify(|(times, why)| {
+                *times += 1;
+                *why = error.to_string();
+            });
+        }
+        checked
+    }
+
+    fn check_marks(&self, ledger: &Ledger, messages: u64, bytes: u64) -> Result<(), SpoolError> {
         let total = ledger.counts.kept() + ledger.arriving_messages + messages;
         if total > self.max_messages {
             return Err(SpoolError::Full(format!(

@@ -5,6 +5,7 @@
 mod admin;
 mod drain;
 mod envelopes;
+mod notices;
 mod operator;
 mod outages;
 mod process;
