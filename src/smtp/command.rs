@@ -226,7 +226,8 @@ fn split_path(argument: &[u8]) -> Option<(Path<'_>, &[u8])> {
     };
     let Some(open) = bracketed else {
         let end = unquoted(argument, |it| it.is_ascii_whitespace());
-        return (end > 0).then_some((
+        // A quoted string without its end would be an address that nobody else can read.
+        return (end > 0 && is_closed(&argument[..end])).then_some((
             Path::Mailbox(&argument[..end]),
             argument[end..].trim_ascii_start(),
         ));
@@ -269,6 +270,12 @@ fn unquoted(text: &[u8], wanted: impl Fn(u8) -> bool) -> usize {
         }
     }
     text.len()
+}
+
+/// Whether every quoted string in the text has its end.
+fn is_closed(text: &[u8]) -> bool {
+    // With a blank behind it, only an open string takes the blank for its own.
+    unquoted(&[text, b" "].concat(), |it| it == b' ') == text.len()
 }
 
 /// An address is kept as it came or refused; octets that are not UTF-8 cannot be kept, and to
@@ -424,6 +431,7 @@ mod tests {
             ),
             ("RCPT TO:<@a:b@c>", "b@c"),
             ("RCPT TO:<nobody>", "nobody"),
+            ("RCPT TO:\"a b\"@c NOTIFY=NEVER", "\"a b\"@c"),
         ] {
             assert_eq!(recipient(line.as_bytes()), Ok(want.to_owned()), "{line}");
         }
@@ -434,6 +442,9 @@ mod tests {
             (b"RCPT TO:<a@b>,<c@d>", 501),
             (b"RCPT TO:<a@b,c@d>", 501),
             (b"RCPT TO:<\xff@b>", 501),
+            // Found by fuzzing: in brackets it was refused, without them it was taken.
+            (b"RCPT TO:fax\"@b.example", 501),
+            (b"RCPT TO:<fax\"@b.example>", 501),
         ] {
             assert_eq!(recipient(line), Err(want), "{}", line.escape_ascii());
         }

@@ -123,7 +123,10 @@ fn dialogues() -> Vec<Vec<u8>> {
 
 #[test]
 fn smtp_commands() {
-    run(&dialogues(), smtp_command::check);
+    let mut seeds = dialogues();
+    // A finding.
+    seeds.push(b"RCPT TO:FAXb\"@c.example\r\n\xff".to_vec());
+    run(&seeds, smtp_command::check);
 }
 
 #[test]
