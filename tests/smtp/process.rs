@@ -36,7 +36,8 @@ impl Process {
     fn start(listeners: &str, prepare: &str) -> Process {
         let directory = tempfile::tempdir().unwrap();
         configuration(directory.path(), listeners);
-        let mut child = Command::new("sh")
+        // Not every `sh` can name a descriptor above 9.
+        let mut child = Command::new("bash")
             .arg("-c")
             .arg(format!("{prepare}\nexec \"$0\" serve --config \"$1\""))
             .arg(env!("CARGO_BIN_EXE_graphpost"))
@@ -109,7 +110,11 @@ fn passed(sockets: &[(&str, &TcpListener)]) -> String {
     let mut script = String::new();
     for (at, (_, socket)) in sockets.iter().enumerate() {
         rustix::io::fcntl_setfd(socket, rustix::io::FdFlags::empty()).unwrap();
-        script += &format!("exec {}<&{}\n", at + 3, socket.as_raw_fd());
+        // Out of the way first: it may have the number that another is to get.
+        script += &format!("exec {}<&{}\n", at + 200, socket.as_raw_fd());
+    }
+    for at in 0..sockets.len() {
+        script += &format!("exec {}<&{1} {1}<&-\n", at + 3, at + 200);
     }
     let names: Vec<_> = sockets.iter().map(|(name, _)| *name).collect();
     let count = sockets.len();
