@@ -212,6 +212,9 @@ impl Queue {
                             writeln!(out)?;
                         }
                         show(&mut out, &entry, Timestamp::now())?;
+                        if let Some(whole) = entry.group_of {
+                            show_groups(&mut out, &reader, whole)?;
+                        }
                     }
                 }
                 array.end(&mut out)?;
@@ -520,6 +523,25 @@ fn shorten(text: &str) -> String {
     format!("{short}…")
 }
 
+/// Where the recipient groups of a message stand.
+fn show_groups(out: &mut impl Write, reader: &Reader, whole: QueueId) -> Result<(), Failure> {
+    let filter = Filter {
+        group_of: Some(whole),
+        ..Filter::default()
+    };
+    for group in reader.list(&filter).map_err(failed)? {
+        writeln!(
+            out,
+            "{:<12}{} {}, {} recipients",
+            "group",
+            group.id,
+            group.state,
+            group.submission.envelope.recipients.len()
+        )?;
+    }
+    Ok(())
+}
+
 fn show(out: &mut impl Write, entry: &Entry, now: Timestamp) -> io::Result<()> {
     let submission = &entry.submission;
     let (origin, route) = (&submission.origin, &submission.route);
@@ -527,6 +549,9 @@ fn show(out: &mut impl Write, entry: &Entry, now: Timestamp) -> io::Result<()> {
     let mut line = |key: &str, value: &str| writeln!(out, "{key:<12}{}", printable(value));
     line("id", &entry.id.to_string())?;
     line("state", entry.state.as_str())?;
+    if let Some(whole) = entry.group_of {
+        line("group of", &whole.to_string())?;
+    }
     if let Some(reason) = &entry.reason {
         line("reason", reason)?;
     }

@@ -277,6 +277,7 @@ impl Attachment {
             }
             json.name(Name::ContentBytes);
             json.out.push(b'"');
+            json.has_room(&self.content)?;
             self.content.append_base64(&mut json.out);
             json.out.push(b'"');
             json.within_limit()
@@ -360,6 +361,20 @@ impl Writer {
         if !matches!(self.out.last(), Some(b'{' | b'[' | b':') | None) {
             self.out.push(b',');
         }
+    }
+
+    /// What is larger than the limit as it stands in the message may be so only by its line breaks; but to
+    /// find that out it must not be in memory a second time.
+    fn has_room(&self, content: &Content) -> Result<(), usize> {
+        if content.encoded_len() <= self.limit {
+            return Ok(());
+        }
+        let octets = usize::try_from(content.len().div_ceil(3)).unwrap_or(usize::MAX);
+        let expected = self.out.len().saturating_add(octets.saturating_mul(4));
+        if expected > self.limit {
+            return Err(expected);
+        }
+        Ok(())
     }
 
     fn within_limit(&self) -> Result<(), usize> {

@@ -6,6 +6,7 @@ mod admin;
 mod drain;
 mod envelopes;
 mod notices;
+mod memory;
 mod operator;
 mod outages;
 mod process;
