@@ -109,11 +109,10 @@ impl Expiring {
 
 /// Whole days left, rounded down: negative from the instant after the end.
 pub fn days_left(now: Timestamp, not_after: Timestamp) -> i64 {
-    if now > not_after {
-        return -1 - now.duration_since(not_after).as_secs() / 86_400;
-    }
-    // Certificates know no fractions of a second: one that has just been made has all its days.
-    (not_after.as_second() - now.as_second()) / 86_400
+    // Certificates know no fractions of a second: one that has just been made has all its days. But the
+    // second of its end is its last.
+    let begun = i64::from(now > not_after && now.subsec_nanosecond() > 0);
+    (not_after.as_second() - now.as_second() - begun).div_euclid(86_400)
 }
 
 /// The threshold to speak of now, if any: the lowest that has been reached, unless it or a lower one was
@@ -230,6 +229,8 @@ mod tests {
             ("2026-12-31T12:00:00Z", 0),
             ("2026-12-31T12:00:00.001Z", -1),
             ("2026-12-31T12:00:01Z", -1),
+            ("2027-01-01T12:00:00Z", -1),
+            ("2027-01-01T12:00:00.001Z", -2),
             ("2027-01-01T12:00:01Z", -2),
         ] {
             assert_eq!(days_left(time(now), end), want, "{now}");

@@ -239,7 +239,7 @@ fn an_operator_steers_the_queue() {
 #[test]
 fn a_refusal_is_shown() {
     let sandbox = Sandbox::start(&[]);
-    let many: Vec<String> = (0..501)
+    let many: Vec<String> = (0..2001)
         .flat_map(|it| ["--to".to_owned(), format!("r{it}@example.org")])
         .collect();
     let many: Vec<&str> = many.iter().map(String::as_str).collect();
