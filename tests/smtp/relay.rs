@@ -27,6 +27,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// What a test asks for besides the defaults, in the configuration's own words.
 #[derive(Clone, Default)]
 pub struct Settings {
+    /// Lines for `[tenant]`.
+    pub tenant: String,
     /// Lines for `[[listener]]`.
     pub listener: String,
     /// Lines for `[smtp]`.
@@ -71,6 +73,7 @@ impl Relay {
             ""
         };
         let Settings {
+            tenant,
             listener,
             smtp,
             spool,
@@ -81,6 +84,7 @@ impl Relay {
             [tenant]
             id = "contoso.onmicrosoft.com"
             client_id = "6731de76-14a6-49ae-97bc-6eba6914391e"
+            {tenant}
             [tenant.credential]
             certificate = "relay.pem"
             [accounts]
