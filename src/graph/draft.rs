@@ -17,7 +17,7 @@ use serde_json::json;
 
 use super::client::{Call, Fate, Graph, Reply, Service};
 use super::resource::Attachment;
-use super::sent::MAX_LIST_OCTETS;
+
 use crate::address::Address;
 use crate::outcome::{Answer, Response};
 
@@ -397,51 +397,13 @@ impl Service {
     /// message, whose draft is being filled. That one of them was sent is not concluded from this: there
     /// are devices that give all their mail the same Message-ID.
     async fn sweep(&self, mailbox: &str, draft: &Draft) -> Result<Standing, Answer> {
-        #[derive(Deserialize)]
-        struct Found {
-            value: Vec<Item>,
-        }
-        #[derive(Deserialize)]
-        #[serde(rename_all = "camelCase")]
-        struct Item {
-            id: String,
-            #[serde(default)]
-            to_recipients: Vec<Recipient>,
-            #[serde(default)]
-            cc_recipients: Vec<Recipient>,
-            #[serde(default)]
-            bcc_recipients: Vec<Recipient>,
-        }
-        #[derive(Deserialize)]
-        #[serde(rename_all = "camelCase")]
-        struct Recipient {
-            email_address: EmailAddress,
-        }
-        #[derive(Deserialize)]
-        struct EmailAddress {
-            #[serde(default)]
-            address: String,
-        }
-        let url = self.by_message_id(mailbox, "drafts", &draft.message_id);
-        let mut call = Call::new("read", Method::GET, url);
-        call.max_octets = MAX_LIST_OCTETS;
-        call.headers.insert(PREFER, IMMUTABLE_ID);
-        let reply = expect(200, self.call(&call).await?)?;
-        let found: Found = serde_json::from_slice(&reply.body)
-            .map_err(|_| Answer::Lost("the answer is no list of drafts".to_owned()))?;
         let wanted: BTreeSet<String> = draft
             .recipients
             .iter()
             .map(|it| it.as_str().to_lowercase())
             .collect();
-        for item in found.value {
-            let shown = [item.to_recipients, item.cc_recipients, item.bcc_recipients];
-            let there: BTreeSet<String> = shown
-                .iter()
-                .flatten()
-                .map(|it| it.email_address.address.to_lowercase())
-                .collect();
-            if there != wanted {
+        for item in self.items(mailbox, "drafts", &draft.message_id).await? {
+            if item.recipients() != wanted {
                 continue;
             }
             self.delete(mailbox, &DraftId(item.id)).await?;

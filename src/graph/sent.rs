@@ -3,6 +3,8 @@
 //! Mail.Read and Mail.ReadWrite will do
 //! (<https://learn.microsoft.com/graph/api/mailfolder-list-messages>).
 
+use std::collections::BTreeSet;
+
 use jiff::Timestamp;
 use reqwest::{Method, Url};
 use serde::Deserialize;
@@ -15,13 +17,13 @@ use crate::outcome::Answer;
 const MAX_COPIES: usize = 100;
 
 /// More than so many copies with all their recipients come to, unless each has hundreds.
-pub(super) const MAX_LIST_OCTETS: usize = 16 * 1024 * 1024;
+const MAX_LIST_OCTETS: usize = 16 * 1024 * 1024;
 
 /// A message in Sent Items.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SentCopy {
     /// Its recipients, To, Cc and Bcc, in lower case.
-    pub recipients: Vec<String>,
+    pub recipients: BTreeSet<String>,
 }
 
 impl Graph {
@@ -36,49 +38,12 @@ impl Graph {
         message_id: &str,
         since: Timestamp,
     ) -> Result<Vec<SentCopy>, Answer> {
-        #[derive(Deserialize)]
-        struct Found {
-            value: Vec<Item>,
-        }
-        #[derive(Deserialize)]
-        #[serde(rename_all = "camelCase")]
-        struct Item {
-            /// Without it, the item cannot be told from one of earlier.
-            created_date_time: Timestamp,
-            #[serde(default)]
-            to_recipients: Vec<Recipient>,
-            #[serde(default)]
-            cc_recipients: Vec<Recipient>,
-            #[serde(default)]
-            bcc_recipients: Vec<Recipient>,
-        }
-        #[derive(Deserialize)]
-        #[serde(rename_all = "camelCase")]
-        struct Recipient {
-            email_address: EmailAddress,
-        }
-        #[derive(Deserialize)]
-        struct EmailAddress {
-            #[serde(default)]
-            address: String,
-        }
-        let url = self.0.by_message_id(mailbox, "sentitems", message_id);
-        let mut call = Call::new("read", Method::GET, url);
-        call.headers.insert(PREFER, IMMUTABLE_ID);
-        call.max_octets = MAX_LIST_OCTETS;
-        let reply = expect(200, self.0.call(&call).await?)?;
-        let found: Found = serde_json::from_slice(&reply.body)
-            .map_err(|_| Answer::Lost("the answer is no list of messages".to_owned()))?;
-        Ok(found
-            .value
+        let items = self.0.items(mailbox, "sentitems", message_id).await?;
+        Ok(items
             .into_iter()
             .filter(|it| it.created_date_time >= since)
             .map(|it| SentCopy {
-                recipients: [it.to_recipients, it.cc_recipients, it.bcc_recipients]
-                    .into_iter()
-                    .flatten()
-                    .map(|it| it.email_address.address.to_lowercase())
-                    .collect(),
+                recipients: it.recipients(),
             })
             .collect())
     }
@@ -92,9 +57,70 @@ impl Graph {
     }
 }
 
+/// A message in a folder, as far as it is asked for.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Item {
+    pub(super) id: String,
+    /// Without it, the item cannot be told from one of earlier.
+    pub(super) created_date_time: Timestamp,
+    #[serde(default)]
+    to_recipients: Vec<Recipient>,
+    #[serde(default)]
+    cc_recipients: Vec<Recipient>,
+    #[serde(default)]
+    bcc_recipients: Vec<Recipient>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Recipient {
+    email_address: EmailAddress,
+}
+
+#[derive(Deserialize)]
+struct EmailAddress {
+    #[serde(default)]
+    address: String,
+}
+
+impl Item {
+    /// To whom it goes, in lower case.
+    pub(super) fn recipients(&self) -> BTreeSet<String> {
+        [&self.to_recipients, &self.cc_recipients, &self.bcc_recipients]
+            .into_iter()
+            .flatten()
+            .map(|it| it.email_address.address.to_lowercase())
+            .collect()
+    }
+}
+
 impl Service {
     /// The items of a folder with this Message-ID.
-    pub(super) fn by_message_id(&self, mailbox: &str, folder: &str, message_id: &str) -> Url {
+    pub(super) async fn items(
+        &self,
+        mailbox: &str,
+        folder: &str,
+        message_id: &str,
+    ) -> Result<Vec<Item>, Answer> {
+        #[derive(Deserialize)]
+        struct Found {
+            value: Vec<Item>,
+        }
+        let mut call = Call::new(
+            "read",
+            Method::GET,
+            self.by_message_id(mailbox, folder, message_id),
+        );
+        call.headers.insert(PREFER, IMMUTABLE_ID);
+        call.max_octets = MAX_LIST_OCTETS;
+        let reply = expect(200, self.call(&call).await?)?;
+        serde_json::from_slice(&reply.body)
+            .map(|Found { value }| value)
+            .map_err(|_| Answer::Lost("the answer is no list of messages".to_owned()))
+    }
+
+    fn by_message_id(&self, mailbox: &str, folder: &str, message_id: &str) -> Url {
         let mut url = self.url(mailbox, &["mailFolders", folder, "messages"]);
         let quoted = message_id.replace('\'', "''");
         url.query_pairs_mut()
